@@ -1,0 +1,1 @@
+"""The gateway that holds the agents' connections."""

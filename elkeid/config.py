@@ -1,0 +1,407 @@
+"""Settings: frozen, typed values read from TOML; every fault is reported at once.
+
+A settings file has one table per section below. Every key has a default, so no file is
+needed at all. Durations are seconds, sizes are bytes. Relative paths count from the folder of
+the settings file, or from the working directory when there is none.
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import Attribute, Factory, evolve, field, fields, frozen
+
+from elkeid.errors import ConfigError
+
+DEFAULT_FILE = "elkeid.toml"
+GiB = 1 << 30
+MiB = 1 << 20
+
+_Check = Callable[[Any, "Attribute[Any]", Any], None]
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9_-]{0,62}\.?)*[A-Za-z0-9]?\Z")
+_READER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
+
+
+def between(low: float, high: float, *kinds: type) -> _Check:
+    """Accept a number in ``low..high`` of exactly these types, so ``true`` is no number."""
+
+    def check(_: object, __: object, value: Any) -> None:
+        if type(value) not in kinds or not low <= value <= high:
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"must be {names}, {low:g} to {high:g}")
+
+    return check
+
+
+def one_of(*choices: str) -> _Check:
+    """Accept one of these words."""
+
+    def check(_: object, __: object, value: Any) -> None:
+        if value not in choices or type(value) is not str:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+
+    return check
+
+
+def boolean(_: object, __: object, value: Any) -> None:
+    """Accept ``true`` or ``false``."""
+    if type(value) is not bool:
+        raise ValueError("must be true or false")
+
+
+def a_path(_: object, __: object, value: Any) -> None:
+    """Accept a non-empty path."""
+    if not isinstance(value, Path):
+        raise ValueError("must be a path, as a non-empty string")
+
+
+def listen_address(_: object, __: object, value: Any) -> None:
+    """Accept an IPv4 or IPv6 address to listen on."""
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(
+            "must be an IPv4 or IPv6 address, such as 127.0.0.1, 0.0.0.0 or ::"
+        ) from None
+
+
+def is_host(text: object) -> bool:
+    """Say whether ``text`` is an IP address (unbracketed) or a host name."""
+    if not isinstance(text, str):
+        return False
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return bool(_HOST_NAME.match(text))
+    return True
+
+
+def host(_: object, __: object, value: Any) -> None:
+    """Accept an address that others can dial: IPv4, IPv6 without brackets, or a name."""
+    if value is not None and not is_host(value):
+        raise ValueError("must be an IPv4 address, an IPv6 address without brackets, or a name")
+
+
+def split_endpoint(text: str) -> tuple[str, int]:
+    """Split ``host:port`` or ``[v6]:port``; `ValueError` says what is wrong."""
+    name, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is not host:port")
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
+    elif ":" in name:
+        raise ValueError(f"{text!r}: write an IPv6 address as [address]:port")
+    if not is_host(name):
+        raise ValueError(f"{text!r} is not host:port")
+    return name, int(port)
+
+
+def endpoints(_: object, __: object, value: Any) -> None:
+    """Accept a non-empty list of ``host:port``."""
+    if not isinstance(value, tuple) or not value or not all(isinstance(v, str) for v in value):
+        raise ValueError('must be a non-empty list of "host:port"')
+    for each in value:
+        split_endpoint(each)
+
+
+def networks(_: object, __: object, value: Any) -> None:
+    """Accept a list of IP networks such as ``10.0.0.0/8``."""
+    if not isinstance(value, tuple):
+        raise ValueError("must be a list of networks such as 10.0.0.0/8")
+    for each in value:
+        try:
+            ipaddress.ip_network(each if isinstance(each, str) else "")
+        except ValueError:
+            raise ValueError(f"{each!r} is not a network such as 10.0.0.0/8") from None
+
+
+def reader_names(_: object, __: object, value: Any) -> None:
+    """Accept a list of reader names."""
+    if not isinstance(value, tuple) or not all(
+        isinstance(v, str) and _READER_NAME.match(v) for v in value
+    ):
+        raise ValueError("must be a list of names of a-z, 0-9, _ and -, at most 63 characters")
+
+
+def sqlite_url(_: object, __: object, value: Any) -> None:
+    """Accept a SQLite database URL; it is the one store this release has."""
+    if value is not None and not (isinstance(value, str) and value.startswith("sqlite:///")):
+        raise ValueError('must be a URL "sqlite:///PATH"')
+
+
+PRIVATE_NETWORKS = (
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "::1/128",
+    "fc00::/7",
+)
+
+
+def _port(default: int) -> int:
+    return field(default=default, validator=between(1, 65535, int))
+
+
+def _seconds(default: float, low: float, high: float) -> float:
+    return field(default=default, validator=between(low, high, int, float))
+
+
+def _number(default: int, low: int, high: int) -> int:
+    return field(default=default, validator=between(low, high, int))
+
+
+def _listen() -> str:
+    return field(default="127.0.0.1", validator=listen_address)  # type: ignore[no-any-return]
+
+
+def _advertise() -> str | None:
+    return field(default=None, validator=host)  # type: ignore[no-any-return]
+
+
+@frozen(kw_only=True)
+class ServerSettings:
+    """``[server]``: what every role of this process shares."""
+
+    data_dir: Path = field(default=Path("data"), validator=a_path)
+    keys_dir: Path = field(default=Path("keys"), validator=a_path)
+    advertise: str | None = _advertise()
+    log_level: str = field(default="info", validator=one_of("debug", "info", "warn", "error"))
+    log_format: str = field(default="text", validator=one_of("text", "json"))
+
+
+@frozen(kw_only=True)
+class AgentCenterSettings:
+    """``[agentcenter]``: the gateway that agents connect to."""
+
+    listen: str = _listen()
+    advertise: str | None = _advertise()
+    grpc_port: int = _port(6751)
+    http_port: int = _port(6752)
+    connection_limit: int = _number(10_000, 1, 1_000_000)  # streams; what one core can serve
+    empty_agent_id: str = field(default="derive", validator=one_of("derive", "refuse"))
+    metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+    message_bytes: int = _number(32 * MiB, MiB, 1024 * MiB)  # one gRPC message on the wire
+    decompressed_bytes: int = _number(64 * MiB, MiB, 2048 * MiB)  # the same, decompressed
+    first_message_seconds: float = _seconds(60, 1, 3600)  # a silent stream holds a slot so long
+    handshake_seconds: float = _seconds(15, 1, 120)  # TLS and preface; the agent's dial budget
+    drain_seconds: float = _seconds(5, 0.1, 60)  # reading a stream that was refused or ended
+    probe_seconds: float = _seconds(5, 1, 60)  # PING answer of a holder whose id is claimed
+    takeover_seconds: float = _seconds(60, 0, 3600)  # an id changes hands at most so often
+    control_rate: float = _seconds(10, 0.1, 1e6)  # records/s per agent; the rest counts as logs
+    logs_rate: float = _seconds(20, 0.1, 1e6)  # records/s per agent; beyond, dropped and counted
+    logs_burst: int = _number(200, 1, 1_000_000)
+
+
+@frozen(kw_only=True)
+class DiscoverySettings:
+    """``[discovery]``: the registry, and where every role finds it."""
+
+    listen: str = _listen()
+    advertise: str | None = _advertise()
+    port: int = _port(8088)
+    members: tuple[str, ...] = field(default=("127.0.0.1:8088",), validator=endpoints)
+    metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+
+
+@frozen(kw_only=True)
+class ManagerSettings:
+    """``[manager]``: the operators' API."""
+
+    listen: str = _listen()
+    advertise: str | None = _advertise()
+    port: int = _port(6701)
+    tls_port: int | None = field(default=None)
+    plain_http: bool = field(default=False, validator=boolean)
+    database: str | None = field(default=None, validator=sqlite_url)
+    token_seconds: float = _seconds(7200, 60, 30 * 86400)  # sliding life of a login token
+    offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
+    poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
+    metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+
+    @tls_port.validator
+    def _check_tls_port(self, attribute: object, value: Any) -> None:
+        if value is not None:
+            between(1, 65535, int)(self, attribute, value)  # type: ignore[arg-type]
+
+
+@frozen(kw_only=True)
+class EventLogSettings:
+    """``[eventlog]``: the append-only log on this node's disk."""
+
+    segment_bytes: int = _number(64 * MiB, MiB, 4 * GiB)
+    fsync: float = _seconds(1, 0.05, 3600)  # at most so much is lost in a power cut
+    telemetry_cap_bytes: int | None = field(default=None)  # None: half the free space, <= 50 GiB
+    control_cap_bytes: int = _number(2 * GiB, 16 * MiB, 1 << 50)
+    logs_cap_bytes: int = _number(1 * GiB, 16 * MiB, 1 << 50)
+    min_free_bytes: int | None = field(default=None)  # None: 5 % of the volume
+    retention: float = _seconds(7 * 86400, 60, 10 * 365 * 86400)
+    readers: tuple[str, ...] = field(default=(), validator=reader_names)
+
+    @telemetry_cap_bytes.validator
+    def _check_cap(self, attribute: object, value: Any) -> None:
+        if value is not None:
+            between(16 * MiB, 1 << 50, int)(self, attribute, value)  # type: ignore[arg-type]
+
+    @min_free_bytes.validator
+    def _check_free(self, attribute: object, value: Any) -> None:
+        if value is not None:
+            between(0, 1 << 50, int)(self, attribute, value)  # type: ignore[arg-type]
+
+
+@frozen(kw_only=True)
+class Settings:
+    """All sections; what a process is started with."""
+
+    server: ServerSettings = Factory(ServerSettings)
+    agentcenter: AgentCenterSettings = Factory(AgentCenterSettings)
+    discovery: DiscoverySettings = Factory(DiscoverySettings)
+    manager: ManagerSettings = Factory(ManagerSettings)
+    eventlog: EventLogSettings = Factory(EventLogSettings)
+
+    def advertised(self, role: str) -> str:
+        """The address others dial to reach ``role``: ``agentcenter``, ``discovery``, ``manager``.
+
+        The section's own ``advertise``, else the server's, else the listen address (loopback
+        for a wildcard, which `load` allows only while every member is loopback too).
+        """
+        section = getattr(self, role)
+        chosen = section.advertise or self.server.advertise
+        if chosen:
+            return str(chosen)
+        listen = str(section.listen)
+        if ipaddress.ip_address(listen).is_unspecified:
+            return "127.0.0.1"
+        return listen
+
+
+def is_loopback(name: str) -> bool:
+    """Say whether an address or name surely means this machine's loopback."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() in ("localhost", "localhost.localdomain")
+
+
+def _section(name: str, kind: type, values: object, faults: list[str]) -> Any:
+    if not isinstance(values, Mapping):
+        faults.append(f"{name}: must be a table [{name}]")
+        return kind()
+    known = {a.name: a for a in fields(kind)}
+    chosen: dict[str, Any] = {}
+    for key in sorted(values):
+        value, attribute = values[key], known.get(key)
+        if attribute is None:
+            faults.append(f"{name}.{key}: unknown setting")
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        if key.endswith("_dir"):
+            value = Path(value) if isinstance(value, str) and value else value
+        try:
+            if attribute.validator is not None:
+                attribute.validator(None, attribute, value)
+        except ValueError as error:
+            faults.append(f"{name}.{key}: {error}")
+            continue
+        chosen[key] = value
+    return kind(**chosen)
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Faults that no single key shows."""
+    faults = []
+    remote = [
+        member
+        for member in settings.discovery.members
+        if not is_loopback(split_endpoint(member)[0])
+    ]
+    for role in ("agentcenter", "discovery", "manager"):
+        section = getattr(settings, role)
+        address = settings.advertised(role)
+        wildcard = ipaddress.ip_address(section.listen).is_unspecified
+        if remote and is_loopback(address):
+            faults.append(
+                f"{role}.advertise: {address} is loopback, but discovery.members lists "
+                f"{remote[0]}: set the address that the others can dial"
+            )
+        elif wildcard and not (section.advertise or settings.server.advertise):
+            faults.append(
+                f"{role}.listen: {section.listen} needs server.advertise or {role}.advertise, "
+                "the address that others dial"
+            )
+    ports = [
+        ("agentcenter.grpc_port", settings.agentcenter.grpc_port),
+        ("agentcenter.http_port", settings.agentcenter.http_port),
+        ("discovery.port", settings.discovery.port),
+        ("manager.port", settings.manager.port),
+    ]
+    if settings.manager.tls_port is not None:
+        ports.append(("manager.tls_port", settings.manager.tls_port))
+    taken: dict[int, str] = {}
+    for name, port in ports:
+        if port in taken:
+            faults.append(f"{name}: {port} is already {taken[port]}")
+        taken.setdefault(port, name)
+    manager = settings.manager
+    if not is_loopback(manager.listen) and manager.tls_port is None and not manager.plain_http:
+        faults.append(
+            "manager.tls_port: required when manager.listen is not loopback "
+            "(or set manager.plain_http = true to serve passwords unencrypted)"
+        )
+    if settings.agentcenter.decompressed_bytes < settings.agentcenter.message_bytes:
+        faults.append("agentcenter.decompressed_bytes: must not be below message_bytes")
+    return faults
+
+
+def parse(raw: Mapping[str, object], base: Path) -> Settings:
+    """Make settings of parsed TOML, or raise `ConfigError` with every fault.
+
+    Args:
+        raw: section name -> table.
+        base: folder that relative paths count from.
+
+    Raises:
+        ConfigError: one ``section.key: reason`` per fault; values are not repeated where they
+            could be secrets.
+    """
+    kinds: dict[str, Any] = {a.name: a.type for a in fields(Settings)}
+    faults = [f"{name}: unknown section" for name in sorted(set(raw) - set(kinds))]
+    sections = {
+        name: _section(name, kind, raw.get(name, {}), faults) for name, kind in kinds.items()
+    }
+    settings = Settings(**sections)
+    if not faults:
+        faults = _contradictions(settings)
+    if faults:
+        raise ConfigError(faults)
+    server = settings.server
+    return evolve(
+        settings,
+        server=evolve(server, data_dir=base / server.data_dir, keys_dir=base / server.keys_dir),
+    )
+
+
+def load(path: Path | None, cwd: Path | None = None) -> Settings:
+    """Read settings from ``path``; without one from ``elkeid.toml`` if present, else defaults.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or no TOML, or any setting is at fault.
+    """
+    cwd = Path.cwd() if cwd is None else cwd
+    if path is None:
+        if not (cwd / DEFAULT_FILE).is_file():
+            return parse({}, cwd)
+        path = Path(DEFAULT_FILE)
+    path = cwd / path
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError([f"{path}: {reason}"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not TOML: {error}"]) from error
+    return parse(raw, path.resolve().parent)

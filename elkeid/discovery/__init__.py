@@ -1,0 +1,1 @@
+"""The registry of all instances, and the client every role uses."""

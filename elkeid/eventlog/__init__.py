@@ -1,0 +1,1 @@
+"""Append-only segments on local disk, named cursors and the ledger."""

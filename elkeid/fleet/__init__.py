@@ -1,0 +1,1 @@
+"""Simulated agents: the load half of every feature."""

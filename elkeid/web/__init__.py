@@ -1,0 +1,1 @@
+"""What all HTTP faces share: envelopes, signatures, schemas, errors to answers."""

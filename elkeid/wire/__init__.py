@@ -1,0 +1,1 @@
+"""bytes <-> meaning: no I/O and no Twisted in here."""
