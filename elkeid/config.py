@@ -155,7 +155,7 @@ def _number(default: int, low: int, high: int) -> int:
 
 
 def _listen() -> str:
-    return field(default="127.0.0.1", validator=listen_address)  # type: ignore[no-any-return]
+    return field(default="127.0.0.1", validator=listen_address)
 
 
 def _advertise() -> str | None:
