@@ -1,0 +1,203 @@
+"""One HTTP face: declared routes, an envelope and authentication, as one twisted.web resource."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isawaitable
+from typing import Any, Protocol
+
+from klein import Klein
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Request
+from werkzeug.exceptions import HTTPException
+
+from elkeid.web.answers import JSON_TYPE, Answer, Envelope, Enveloped
+from elkeid.web.refusals import (
+    AnswerInstead,
+    BodyTooLarge,
+    InternalFault,
+    NoSuchRoute,
+    Refusal,
+)
+from elkeid.web.routes import BODY_LIMIT, AuthKind, Call, Route, Routes
+
+Authenticator = Callable[[Call], Any]
+"""Returns the caller's identity, at once or awaitable, or raises a `Refusal`."""
+
+
+class Group(Protocol):
+    """An object whose methods serve the routes of its class."""
+
+    routes: Routes
+
+
+class Api(Resource):
+    """Serves the routes of some groups; also knows their limits before a body is read.
+
+    Args:
+        envelope: how this face wraps results and refusals.
+        groups: objects with ``routes``.
+        authenticators: one per `AuthKind` that the routes use; ``NONE`` needs none.
+        errors: domain error class -> maker of the refusal that a client gets for it.
+        observe: called with route and HTTP status for every answer; route is None where no
+            declared one was met.
+    """
+
+    isLeaf = True
+    log = Logger()
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        groups: Iterable[Group],
+        authenticators: Mapping[AuthKind, Authenticator] | None = None,
+        errors: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
+        observe: Callable[[Route | None, int], None] = lambda route, status: None,
+    ) -> None:
+        super().__init__()
+        self.routes: list[Route] = []
+        self._envelope, self._errors, self._observe = envelope, errors or {}, observe
+        self._authenticators = {AuthKind.NONE: _anyone, **(authenticators or {})}
+        self._mounted: dict[bytes, IResource] = {}
+        self._limits: dict[tuple[str, str], Route] = {}
+        self._app = Klein()
+        self._app.url_map.merge_slashes = False
+        self._app.handle_errors(HTTPException)(self._unrouted)
+        self._app.handle_errors(Exception)(self._broken)
+        for group in groups:
+            for route in group.routes.declared:
+                self._add(route, group)
+        self._klein = self._app.resource()
+
+    def _add(self, route: Route, group: Group) -> None:
+        if route.auth not in self._authenticators:
+            raise ValueError(f"{route.method} {route.path}: nothing checks {route.auth}")
+        endpoint = f"{route.method} {route.path}"
+        if endpoint in self._app.endpoints:
+            raise ValueError(f"{endpoint}: declared twice")
+        handler = getattr(group, route.handler.__name__)
+
+        def execute(request: IRequest, **parts: str) -> Awaitable[bytes]:
+            return self._serve(route, handler, request, parts)
+
+        self._app.route(route.path, methods=[route.method], endpoint=endpoint)(execute)
+        self.routes.append(route)
+        self._limits[route.method, route.path] = route
+
+    def mount(self, path: str, resource: IResource) -> None:
+        """Serve exactly ``path`` by a resource of its own: for what must be fast or is no JSON."""
+        self._mounted[path.encode()] = resource
+
+    def body_limit(self, method: bytes, target: bytes) -> int:
+        """Largest body in bytes for a request line, known as soon as its headers are.
+
+        A path that no route serves has the common limit: its body is read to answer 404 in peace.
+        """
+        path = target.partition(b"?")[0].decode("latin-1")
+        path = path.rstrip("/") or "/"
+        verb = method.decode("latin-1")
+        route = self._limits.get((verb, path))
+        if route is not None:
+            return route.limit
+        try:
+            endpoint, _ = self._app.url_map.bind("").match(path, method=verb)
+        except Exception:
+            return BODY_LIMIT
+        verb, _, path = str(endpoint).partition(" ")
+        return self._limits[verb, path].limit
+
+    def refusal(self, refusal: Refusal) -> tuple[int, bytes]:
+        """HTTP status and JSON bytes of a refusal."""
+        status, body = self._envelope.failure(refusal)
+        return status, Answer(status, body).encoded()
+
+    def render(self, request: Request) -> Any:
+        """Serve a mounted resource or a declared route; anything else is 404 in JSON."""
+        path: bytes = request.path
+        if len(path) > 1 and path.endswith(b"/"):
+            path = path[:-1]
+            if request.postpath:
+                request.postpath.pop()
+        mounted = self._mounted.get(path)
+        if mounted is not None:
+            return mounted.render(request)
+        try:
+            b"/".join(request.postpath or []).decode("utf-8")
+        except UnicodeDecodeError:
+            return self._send(request, None, *self._refused(NoSuchRoute("path: not UTF-8")))
+        return self._klein.render(request)
+
+    async def _serve(
+        self,
+        route: Route,
+        handler: Callable[[Call], Awaitable[object]],
+        request: Any,
+        parts: Mapping[str, str],
+    ) -> bytes:
+        peer = getattr(request.getClientAddress(), "host", "")
+        _, _, query = request.uri.partition(b"?")
+        call: Call = Call(
+            route.method, request.path, query, request.requestHeaders, peer, parts=parts
+        )
+        try:
+            call.raw_body = request.content.read()
+            if len(call.raw_body) > route.limit:
+                raise BodyTooLarge(route.limit)
+            identity = self._authenticators[route.auth](call)
+            call.identity = await identity if isawaitable(identity) else identity
+            if route.query is not None:
+                call.query = route.query.decode(call.raw_query)
+            if route.body is not None:
+                call.body = route.body.decode(call.raw_body)
+            answer = self._succeeded(await handler(call))
+            body = answer.encoded()
+        except CancelledError:
+            raise  # the client has left, nobody waits for an answer
+        except Exception as error:
+            answer, body = self._refused(error, f"{route.method} {route.path}")
+        for name, value in call.answer_headers.items():
+            request.setHeader(name, value)
+        return self._send(request, route, answer, body)
+
+    def _succeeded(self, result: object) -> Answer:
+        if isinstance(result, Answer):
+            return result
+        if isinstance(result, Enveloped):
+            body = self._envelope.success(result.data, result.beside)
+            return Answer(200, body, result.headers)
+        return Answer(200, self._envelope.success(result, {}))
+
+    def _refused(self, error: BaseException | None, what: str = "") -> tuple[Answer, bytes]:
+        if isinstance(error, AnswerInstead):
+            return error.answer, error.answer.encoded()
+        if not isinstance(error, Refusal):
+            known = next((k for k in type(error).__mro__ if k in self._errors), None)
+            if known is None:
+                self.log.failure("{what} failed", Failure(error), what=what)
+                error = InternalFault()
+            else:
+                error = self._errors[known](error)
+        status, body = self.refusal(error)
+        return Answer(status, body), body
+
+    def _send(self, request: Any, route: Route | None, answer: Answer, body: bytes) -> bytes:
+        request.setResponseCode(answer.status)
+        if body or answer.status == 200:
+            request.setHeader("content-type", JSON_TYPE)
+        for name, value in answer.headers.items():
+            request.setHeader(name, value)
+        request.setHeader("content-length", str(len(body)))
+        self._observe(route, answer.status)
+        return body
+
+    def _unrouted(self, request: IRequest, failure: Failure) -> bytes:
+        return self._send(request, None, *self._refused(NoSuchRoute("no such route")))
+
+    def _broken(self, request: IRequest, failure: Failure) -> bytes:
+        return self._send(request, None, *self._refused(failure.value, repr(request)))
+
+
+def _anyone(call: Call) -> None:
+    """Authenticate nobody."""

@@ -1,0 +1,115 @@
+"""What every face has beside its own routes: liveness, readiness, metrics."""
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from elkeid.web.answers import Answer, encode_json
+from elkeid.web.refusals import AccessDenied, NoSuchRoute, Refusal
+from elkeid.web.routes import Call, Routes
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Networks:
+    """A set of IP networks."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks: list[IPNetwork] = [ipaddress.ip_network(each) for each in networks]
+
+    def __contains__(self, address: object) -> bool:
+        """Say whether an address lies in one of them; a mapped IPv4 counts as IPv4."""
+        try:
+            ip = ipaddress.ip_address(str(address))
+        except ValueError:
+            return False
+        mapped = getattr(ip, "ipv4_mapped", None)
+        return any((mapped or ip) in network for network in self._networks)
+
+
+class Readiness(msgspec.Struct):
+    """Body of ``GET /ready``."""
+
+    ready: bool
+    reasons: list[str] = []
+
+
+class Liveness:
+    """``GET /ping`` and ``GET /ready``, without authentication.
+
+    Args:
+        problems: one sentence for each thing that keeps this role from doing its job.
+        pong: body of ``/ping``; without one ``{"message": "pong"}``.
+    """
+
+    routes = Routes()
+
+    def __init__(
+        self,
+        problems: Callable[[], Sequence[str]],
+        pong: Mapping[str, str] | None = None,
+    ) -> None:
+        self._problems, self._pong = problems, pong or {"message": "pong"}
+
+    @routes.get("/ping", summary="Say that the process is alive", answer=dict[str, str])
+    async def ping(self, call: Call) -> object:
+        """Answer at once."""
+        return Answer(200, self._pong)
+
+    @routes.get("/ready", summary="Say whether the role can do its job", answer=Readiness)
+    async def ready(self, call: Call) -> object:
+        """200, or 503 with the reasons."""
+        reasons = list(self._problems())
+        if reasons:
+            return Answer(503, {"ready": False, "reasons": reasons})
+        return Answer(200, {"ready": True})
+
+
+class MetricsPage(Resource):
+    """``GET /metrics`` in Prometheus' text format, for some networks.
+
+    Args:
+        registry: what to show.
+        networks: who may see it; others get 403.
+        refusal: the face's own way to refuse: `elkeid.web.api.Api.refusal`.
+        refresh: called before the page is made.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        networks: Iterable[str],
+        refusal: Callable[[Refusal], tuple[int, bytes]],
+        refresh: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self._registry, self._allowed = registry, Networks(networks)
+        self._refusal, self._refresh = refusal, refresh
+
+    def render(self, request: Request) -> Any:
+        """Make the page."""
+        peer = getattr(request.getClientAddress(), "host", "")
+        if request.method not in (b"GET", b"HEAD"):
+            return self._refuse(request, NoSuchRoute("no such route"))
+        if peer not in self._allowed:
+            return self._refuse(request, AccessDenied(f"{peer} is in none of metrics_networks"))
+        self._refresh()
+        request.setHeader("content-type", CONTENT_TYPE_LATEST)
+        return generate_latest(self._registry)
+
+    def _refuse(self, request: Request, refusal: Refusal) -> bytes:
+        return send_json(request, *self._refusal(refusal))
+
+
+def send_json(request: Request, status: int, body: object) -> bytes:
+    """Set up a plain resource's JSON answer and return its bytes."""
+    request.setResponseCode(status)
+    request.setHeader("content-type", "application/json; charset=utf-8")
+    return body if isinstance(body, bytes) else encode_json(body)

@@ -1,0 +1,139 @@
+"""Declarations: each route is stated once, on its handler, and everything follows from that.
+
+    class Users:
+        routes = Routes("/api/v1/user")
+
+        @routes.post("/login", body=Login, answer=Token, summary="Log in")
+        async def login(self, call: Call[None, Login]) -> Token: ...
+
+Validation, limits, authentication and documentation read the same `Route`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from enum import StrEnum
+from typing import Any, Generic
+
+import msgspec
+from attrs import Factory, define, frozen
+from twisted.web.http_headers import Headers
+from typing_extensions import TypeVar
+
+from elkeid.web.schemas import BodySchema, QuerySchema
+
+KiB = 1 << 10
+MiB = 1 << 20
+BODY_LIMIT = MiB  # bytes; a JSON request of any face is far below
+Query = TypeVar("Query", default=Any)
+Body = TypeVar("Body", default=Any)
+
+
+class AuthKind(StrEnum):
+    """How a route establishes who asks; each face brings the checks for the kinds it uses."""
+
+    NONE = "none"
+    SIGNED = "signed"  # AK/SK
+    TOKEN = "token"  # noqa: S105 - the name of a kind
+    INNER = "inner"  # by network, signed or not
+
+
+@define
+class Call(Generic[Query, Body]):
+    """One request, as a handler sees it.
+
+    ``query`` and ``body`` are what the route's schemas made of ``raw_query`` and ``raw_body``
+    (None without a schema). ``peer`` is the client's IP address without a port; ``identity``
+    is what the authentication returned: an access key, a user, or None.
+    """
+
+    method: str
+    path: bytes  # as sent, percent-encoded
+    raw_query: bytes  # the bytes after "?"
+    headers: Headers
+    peer: str
+    raw_body: bytes = b""
+    parts: Mapping[str, str] = Factory(dict)
+    identity: Any = None
+    query: Query = None  # type: ignore[assignment]
+    body: Body = None  # type: ignore[assignment]
+    answer_headers: dict[str, str] = Factory(dict)  # sent with whatever the answer will be
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, or None."""
+        values = self.headers.getRawHeaders(name)
+        return values[0] if values else None
+
+
+Handler = Callable[[Any, Any], Awaitable[object]]
+
+
+@frozen(eq=False)
+class Route:
+    """One declared route.
+
+    ``path`` is in Klein's syntax (``/shared/Download/<string:name>``), whole, and without a
+    trailing slash: both spellings are served. ``limit`` is the largest body in bytes.
+    ``answer`` is the type of ``data`` in a success, for documentation.
+    """
+
+    method: str
+    path: str
+    auth: AuthKind
+    summary: str
+    handler: Handler
+    query: QuerySchema | None = None
+    body: BodySchema | None = None
+    limit: int = BODY_LIMIT
+    answer: Any = None
+
+
+class Routes:
+    """The declared routes of one group of handlers: a class attribute named ``routes``.
+
+    Args:
+        prefix: put before every path.
+        auth: the kind of routes that name none.
+    """
+
+    def __init__(self, prefix: str = "", auth: AuthKind = AuthKind.NONE) -> None:
+        self.prefix, self.auth = prefix, auth
+        self.declared: list[Route] = []
+
+    def route(
+        self,
+        method: str,
+        path: str,
+        *,
+        summary: str,
+        auth: AuthKind | None = None,
+        query: type[msgspec.Struct] | None = None,
+        body: Any = None,
+        limit: int = BODY_LIMIT,
+        answer: Any = None,
+    ) -> Callable[[Handler], Handler]:
+        """Declare the decorated handler under ``method`` and ``path``."""
+
+        def declare(handler: Handler) -> Handler:
+            self.declared.append(
+                Route(
+                    method=method,
+                    path=(self.prefix + path).rstrip("/") or "/",
+                    auth=self.auth if auth is None else auth,
+                    summary=summary,
+                    handler=handler,
+                    query=None if query is None else QuerySchema(query),
+                    body=None if body is None else BodySchema(body),
+                    limit=limit,
+                    answer=answer,
+                )
+            )
+            return handler
+
+        return declare
+
+    def get(self, path: str, *, summary: str, **declared: Any) -> Callable[[Handler], Handler]:
+        """Declare a GET; the rest as in `route`."""
+        return self.route("GET", path, summary=summary, **declared)
+
+    def post(self, path: str, *, summary: str, **declared: Any) -> Callable[[Handler], Handler]:
+        """Declare a POST; the rest as in `route`."""
+        return self.route("POST", path, summary=summary, **declared)

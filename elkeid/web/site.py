@@ -1,0 +1,313 @@
+"""Serving a face: bounded requests over HTTP/1.1, and ports that open with a clear word.
+
+Twisted buffers a request's body whole, in memory or in a temporary file, before anyone may
+object. Here the limit of the route is known when the headers are complete: a body that is
+announced too large is refused before it is read, one that grows too large is cut, and a peer
+that sends too slowly is dropped.
+"""
+
+import errno
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from attrs import frozen
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IOpenSSLServerConnectionCreator,
+    IReactorTCP,
+    IReactorTime,
+)
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
+from twisted.web.http_headers import Headers
+from twisted.web.server import Request, Site
+
+from elkeid.errors import OperatorError
+from elkeid.web.answers import JSON_TYPE
+from elkeid.web.api import Api
+from elkeid.web.refusals import BodyTooLarge, Busy, InternalFault, ParameterInvalid, Refusal
+
+KiB = 1 << 10
+MiB = 1 << 20
+
+
+@frozen(kw_only=True)
+class FaceLimits:
+    """Limits of one face; a peer that breaks one loses its connection.
+
+    ``idle_seconds``: without a byte, between requests or within one; agents keep a connection
+    to ServiceDiscovery open for nothing. ``request_seconds``: for one request to arrive whole.
+    ``drain_seconds``, ``drain_bytes``: how long and how much is read after a refusal, so that
+    the peer sees the answer instead of a reset. ``connections``: at once. ``bodies_bytes``:
+    all bodies that are in memory at once.
+    """
+
+    idle_seconds: float = 30.0
+    request_seconds: float = 30.0
+    drain_seconds: float = 5.0
+    drain_bytes: int = 16 * MiB
+    connections: int = 10_000
+    bodies_bytes: int = 128 * MiB
+
+
+class BoundedRequest(Request):
+    """A request whose body is kept in memory, up to its route's limit."""
+
+    log = Logger()
+    channel: Any  # the untyped BoundedChannel; None once the connection is lost
+    content: Any  # a BytesIO, once the headers are complete
+    defaultContentType = None
+
+    _refused = False
+    _limit = 0
+    _held = 0  # bytes of the face's budget for bodies
+    _discarded = 0
+    _drain: IDelayedCall | None = None
+
+    def getRequestHostname(self) -> bytes:
+        """Routes do not depend on the Host header, so a bad one breaks nothing."""
+        return b"localhost"
+
+    def gotLength(self, length: int | None) -> None:
+        """Decide about the body: ``length`` is 0, what was announced, or None for chunks."""
+        self.content = BytesIO()
+        if length == 0:
+            return
+        site: FaceSite = self.channel.site
+        self._limit = site.api.body_limit(self.channel._command, self.channel._path)
+        self._admit(length or 0)
+
+    def _admit(self, size: int) -> bool:
+        """Refuse unless a body of ``size`` bytes in all may be taken."""
+        site: FaceSite = self.channel.site
+        if size > self._limit:
+            self._refuse(BodyTooLarge(self._limit))
+        elif site.held + size - self._held > site.limits.bodies_bytes:
+            self._refuse(Busy("too many large requests at once"))
+        elif size > self._held:
+            site.held += size - self._held
+            self._held = size
+        return not self._refused
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Keep a piece of the body, or discard it after a refusal."""
+        if not self._refused and self._admit(self.content.tell() + len(data)):
+            self.content.write(data)
+            return
+        self._discarded += len(data)
+        if self._discarded > self.channel.site.limits.drain_bytes:
+            self.channel.transport.abortConnection()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer while the body is still under way, then read on for a while and close."""
+        self._refused = True
+        self.requestHeaders.removeHeader(b"expect")  # no "100 Continue" after the answer
+        self._release()
+        self.content = BytesIO()
+        channel = self.channel
+        channel.persistent = False
+        channel.answer_and_close(refusal, close=False)
+        limits: FaceLimits = channel.site.limits
+        self._drain = channel.callLater(limits.drain_seconds, channel.transport.abortConnection)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The body is whole: serve the request, unless it was refused on the way."""
+        if self._refused:
+            self.channel.loseConnection()
+            return
+        super().requestReceived(command, path, version)
+
+    def process(self) -> None:
+        """Hand over to the face; there is one resource, and no traversal."""
+        self.site = self.channel.site
+        self.responseHeaders.setRawHeaders(b"date", [datetimeToString()])
+        self.prepath = []
+        self.postpath = [unquote_to_bytes(part) for part in self.path[1:].split(b"/")]
+        try:
+            self.render(self.site.resource)
+        except Exception:
+            self.processingFailed(Failure())
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Log a bug whole and tell the peer only that there was one."""
+        self.log.failure("{method} {uri} failed", reason, method=self.method, uri=self.uri)
+        if self.channel is None or self.startedWriting:
+            if self.channel is not None:
+                self.channel.transport.abortConnection()
+            return reason
+        status, body = self.channel.site.api.refusal(InternalFault())
+        self.setResponseCode(status)
+        self.setHeader("content-type", JSON_TYPE)
+        self.setHeader("content-length", str(len(body)))
+        self.write(body)
+        self.finish()
+        return reason
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        self._release()
+        super().finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The peer is gone."""
+        self._release()
+        if self._drain is not None and self._drain.active():
+            self._drain.cancel()
+        super().connectionLost(reason)
+
+    def _release(self) -> None:
+        if self._held:
+            self.channel.site.held -= self._held
+            self._held = 0
+
+
+class BoundedChannel(HTTPChannel):
+    """One connection: at most so many, none of them slow for long; every answer has a Date."""
+
+    site: "FaceSite"
+    transport: Any  # plain TCP or TLS
+    _counted = False
+    _began: float | None = None  # when the first byte of the current request came
+
+    def connectionMade(self) -> None:
+        """Take the connection, unless the face has too many."""
+        super().connectionMade()
+        site = self.site
+        if site.open >= site.limits.connections:
+            self.transport.abortConnection()
+            return
+        site.open += 1
+        self._counted = True
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes; a request that has been under way for too long ends the connection."""
+        if not self._handlingRequest:
+            now = self.site.reactor.seconds()
+            if self._began is None:
+                self._began = now
+            elif now - self._began > self.site.limits.request_seconds:
+                self.transport.abortConnection()
+                return
+        super().dataReceived(data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """Refuse a header line above 16 KiB."""
+        self._respondToBadRequestAndDisconnect()
+
+    def allContentReceived(self) -> None:
+        """A request is whole."""
+        self._began = None
+        super().allContentReceived()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        self.answer_and_close(ParameterInvalid("request: not valid HTTP, or headers too large"))
+
+    def answer_and_close(self, refusal: Refusal, close: bool = True) -> None:
+        """Answer what is no whole request; the connection serves nothing more."""
+        status, body = self.site.api.refusal(refusal)
+        headers = Headers(
+            {
+                "date": [datetimeToString().decode()],
+                "content-type": [JSON_TYPE],
+                "content-length": [str(len(body))],
+                "connection": ["close"],
+            }
+        )
+        self.writeHeaders(b"HTTP/1.1", b"%d" % status, RESPONSES.get(status, b""), headers)
+        self.transport.write(body)
+        if close:
+            self.loseConnection()
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """The connection is gone."""
+        if self._counted:
+            self.site.open -= 1
+            self._counted = False
+        super().connectionLost(reason)
+
+
+class FaceSite(Site):
+    """Listens for one `Api`. HTTP/1.1 only, no access log, no sessions, no timer of its own.
+
+    Args:
+        api: what to serve.
+        reactor: for timeouts.
+        limits: see `FaceLimits`.
+    """
+
+    protocol: Any = BoundedChannel  # not the proxy that could turn into HTTP/2
+    noisy = False
+
+    def __init__(self, api: Api, reactor: IReactorTime, limits: FaceLimits | None = None) -> None:
+        self.api, self.limits = api, limits or FaceLimits()
+        self.open = 0  # connections
+        self.held = 0  # bytes of bodies in memory
+        super().__init__(
+            api,
+            BoundedRequest,
+            timeout=self.limits.idle_seconds,
+            reactor=reactor,
+            parsePOSTFormSubmission=False,
+        )
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """Offer no HTTP/2: the limits here are those of HTTP/1.1."""
+        return [b"http/1.1"]
+
+    def startFactory(self) -> None:
+        """Open no access log."""
+
+    def stopFactory(self) -> None:
+        """There is nothing to close."""
+
+    def log(self, request: object) -> None:
+        """Keep no access log: counts are in the metrics, refusals with reasons at the peer."""
+
+
+def listen(
+    reactor: IReactorTCP,
+    site: FaceSite,
+    interface: str,
+    port: int,
+    *,
+    setting: str,
+    tls: IOpenSSLServerConnectionCreator | None = None,
+) -> IListeningPort:
+    """Open a port for a face.
+
+    Args:
+        reactor: where.
+        site: what to serve.
+        interface: IP address; ``::`` is every address.
+        port: 0 lets the system choose.
+        setting: such as ``agentcenter.http_port``, for the error's text.
+        tls: a TLS context factory of ours, or None for plain HTTP.
+
+    Raises:
+        OperatorError: the port or address cannot be used; the text says what to change.
+    """
+    factory: Any = site if tls is None else TLSMemoryBIOFactory(tls, False, site)
+    try:
+        return reactor.listenTCP(port, factory, interface=interface)
+    except CannotListenError as error:
+        raise OperatorError(_cannot_listen(error, setting, interface, port)) from error
+
+
+def _cannot_listen(error: CannotListenError, setting: str, interface: str, port: int) -> str:
+    number = getattr(error.socketError, "errno", None)
+    if number == errno.EADDRINUSE:
+        return (
+            f"{setting}: {port} is in use on {interface}: stop the program that has it, "
+            "or choose another port"
+        )
+    if number == errno.EACCES:
+        return f"{setting}: {port} needs privileges: choose a port above 1023"
+    if number == errno.EADDRNOTAVAIL:
+        section = setting.partition(".")[0]
+        return f"{section}.listen: {interface} is no address of this machine"
+    return f"{setting}: cannot listen on {interface}, port {port}: {error.socketError}"
