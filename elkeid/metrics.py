@@ -3,14 +3,115 @@
 Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics").
 """
 
-from prometheus_client import CollectorRegistry
+from collections.abc import Callable, Iterable, Mapping
+
+from attrs import frozen
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+
+class ExactCounter(Collector):
+    """A counter whose series bear exactly its name.
+
+    The library's own appends ``_total``, which queries written for upstream do not know. Its
+    text format knows no counter without that suffix, hence the type ``untyped``.
+
+    Args:
+        name: of the series.
+        documentation: one line.
+        labels: names, in the order of `add`'s values.
+        registry: where it is shown.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry
+    ) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self._values: dict[tuple[str, ...], float] = {}
+        registry.register(self)
+
+    def add(self, *values: str, amount: float = 1) -> None:
+        """Add to the series with these label values."""
+        self._values[values] = self._values.get(values, 0) + amount
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the family without collecting it."""
+        return [Metric(self._name, self._documentation, "unknown")]
+
+    def collect(self) -> Iterable[Metric]:
+        """The family with all its series."""
+        family = Metric(self._name, self._documentation, "unknown")
+        for values, value in list(self._values.items()):
+            family.add_sample(self._name, dict(zip(self._labels, values, strict=True)), value)
+        return [family]
+
+
+class SizesGauge(Collector):
+    """A gauge read when it is shown: series of what has vanished vanish with it.
+
+    Args:
+        name: of the series.
+        documentation: one line.
+        label: its one label.
+        sizes: label value -> number.
+        registry: where it is shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        label: str,
+        sizes: Callable[[], Mapping[str, float]],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._family = name, documentation
+        self._label, self._sizes = label, sizes
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Name the family without collecting it."""
+        return [GaugeMetricFamily(*self._family, labels=[self._label])]
+
+    def collect(self) -> Iterable[Metric]:
+        """The family with all its series."""
+        family = GaugeMetricFamily(*self._family, labels=[self._label])
+        for name, size in self._sizes().items():
+            family.add_metric([name], size)
+        return [family]
 
 
 class DiscoveryMetrics:
-    """What the registry counts."""
+    """What the registry counts.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        registry: where it is shown.
+        sizes: name -> number of registered instances.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, sizes: Callable[[], Mapping[str, float]]
+    ) -> None:
         self.registry = registry
+        SizesGauge(
+            "elkeid_sd_registry_list", "Registered instances by name", "name", sizes, registry
+        )
+        self.answers = ExactCounter(
+            "elkeid_sd_http_api", "Answers by route and status", ("path", "code"), registry
+        )
+        self.evicted = Counter(
+            "elkeid_sd_evicted",
+            "Instances removed: asked, by a peer, or after too long a silence",
+            ["reason"],
+            registry=registry,
+        )
+        self.ignored_events = Counter(
+            "elkeid_sd_ignored_events",
+            "Events from peers not applied: older than what is known, or invalid",
+            ["reason"],
+            registry=registry,
+        )
 
 
 class ManagerMetrics:
@@ -20,8 +121,113 @@ class ManagerMetrics:
         self.registry = registry
 
 
-class AgentCenterMetrics:
-    """What the gateway counts."""
+@frozen(kw_only=True)
+class GatewayFigures:
+    """What a gateway shows at one moment; totals count since the start of the process."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.registry = registry
+    agents: int
+    streams: int
+    connection_limit: int
+    handshakes: int
+    failed_handshakes: int
+    messages: int
+    commands: int
+    records: Mapping[str, int]  # by data type
+    ended: Mapping[str, int]  # calls by gRPC status
+    unidentified: int
+    bad_heartbeats: int
+    replaced: int
+    hands_changed: int
+    conflicts: int
+    log_read: Mapping[str, int]  # records by class, over all runs, as the next two
+    log_appended: Mapping[str, int]
+    log_dropped: Mapping[tuple[str, str], int]  # by class and reason
+    log_bytes: Mapping[str, int]  # on disk, by class
+    certificate_expiry: Mapping[str, float]  # file name -> unix seconds
+
+
+class AgentCenterMetrics(Collector):
+    """What the gateway counts, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], GatewayFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of the gateway."""
+        now = self._read()
+        yield _gauge("elkeid_ac_grpc_conn_count", "Connected agents", now.agents)
+        yield _exact("elkeid_ac_grpc_recv_qps", "Messages received", (), {(): now.messages})
+        yield _exact("elkeid_ac_grpc_send_qps", "Commands written", (), {(): now.commands})
+        types = {(name,): count for name, count in now.records.items()}
+        yield _exact(
+            "elkeid_ac_output_data_type_count", "Records by data type", ("data_type",), types
+        )
+        total = {(): sum(now.records.values())}
+        yield _exact("elkeid_ac_output_count", "Records received", (), total)
+        yield _gauge("elkeid_ac_streams", "Transfer streams that hold a place", now.streams)
+        yield _gauge(
+            "elkeid_ac_connection_limit", "Transfer streams served at most", now.connection_limit
+        )
+        handshakes = {("done",): now.handshakes, ("failed",): now.failed_handshakes}
+        yield _exact("elkeid_ac_handshakes_total", "TLS handshakes", ("outcome",), handshakes)
+        ended = {(status,): count for status, count in now.ended.items()}
+        yield _exact(
+            "elkeid_ac_calls_ended_total", "Calls ended by us, by gRPC status", ("status",), ended
+        )
+        for name, text, value in (
+            ("unidentified_total", "Streams of agents without an id", now.unidentified),
+            ("bad_heartbeats_total", "Heartbeats not understood", now.bad_heartbeats),
+            ("replaced_total", "Streams replaced from their own address", now.replaced),
+            ("hands_changed_total", "Ids that went to another address", now.hands_changed),
+            ("conflicts_total", "Claims to an id that lost", now.conflicts),
+        ):
+            yield _exact(f"elkeid_ac_{name}", text, (), {(): value})
+        for name, text, by_class in (
+            ("elkeid_log_read_total", "Records read, by class", now.log_read),
+            ("elkeid_log_appended_total", "Records appended, by class", now.log_appended),
+        ):
+            yield _exact(name, text, ("class",), {(c,): n for c, n in by_class.items()})
+        yield _exact(
+            "elkeid_log_dropped_total",
+            "Records read and not kept",
+            ("class", "reason"),
+            now.log_dropped,
+        )
+        sizes = {(c,): n for c, n in now.log_bytes.items()}
+        yield _exact("elkeid_log_bytes", "Bytes of the log on disk", ("class",), sizes, "gauge")
+        expiry = {(name,): at for name, at in now.certificate_expiry.items()}
+        yield _exact(
+            "elkeid_certificate_expiry_seconds",
+            "End of validity, unix seconds",
+            ("file",),
+            expiry,
+            "gauge",
+        )
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value=value)
+
+
+def _exact(
+    name: str,
+    documentation: str,
+    labels: tuple[str, ...],
+    values: Mapping[tuple[str, ...], float],
+    kind: str = "unknown",
+) -> Metric:
+    """A family whose series bear exactly ``name``, whatever its ending."""
+    family = Metric(name, documentation, kind)
+    for key, value in values.items():
+        family.add_sample(name, dict(zip(labels, key, strict=True)), value)
+    return family
