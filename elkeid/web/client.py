@@ -1,0 +1,287 @@
+"""JSON calls to other roles: signed, with a deadline, never more bytes than expected."""
+
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar, cast
+from urllib.parse import unquote, urlencode, urlsplit
+
+import msgspec
+from attrs import field, frozen
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
+from zope.interface import implementer
+
+from elkeid.errors import PeerError
+from elkeid.web.answers import encode_json
+from elkeid.wire import signature
+
+KiB = 1 << 10
+MiB = 1 << 20
+TIMEOUT = 5.0  # seconds for a whole call
+CONNECT_TIMEOUT = 3.0  # seconds; a host that is gone must not use up the call's deadline
+ANSWER_LIMIT = 4 * MiB  # bytes; callers that expect a whole fleet's status ask for more
+IDLE_SECONDS = 20.0  # a kept connection is dropped before the server drops it (30 s)
+KEPT_CONNECTIONS = 2  # per host
+
+T = TypeVar("T")
+
+
+class CallFailed(PeerError):
+    """A call to another role brought no usable answer; the text says why."""
+
+
+class Unreachable(CallFailed):
+    """No whole answer came: refused, broken off, or not in time."""
+
+
+class AnswerInvalid(CallFailed):
+    """An answer came that cannot be used."""
+
+
+@frozen
+class Credentials:
+    """An access key and its secret key."""
+
+    ak: str
+    sk: str = field(repr=False)
+
+
+@frozen
+class Reply:
+    """An answer, whatever its status.
+
+    ``skew`` is the peer's clock minus ours in seconds, from its Date header (which has a
+    resolution of 1 s), or None.
+    """
+
+    status: int
+    body: bytes
+    skew: float | None
+
+    def decode(self, kind: type[T]) -> T:
+        """Decode the JSON body; `AnswerInvalid` for a status other than 200 or another form."""
+        if self.status != 200:
+            raise AnswerInvalid(f"HTTP {self.status}: {self.excerpt()}")
+        try:
+            return msgspec.json.decode(self.body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise AnswerInvalid(f"not the expected JSON: {error}") from error
+
+    def excerpt(self) -> str:
+        """The beginning of the body, for a log line."""
+        return self.body[:200].decode("utf-8", "replace")
+
+
+def http_agent(reactor: Any, policy: IPolicyForHTTPS | None = None) -> Agent:
+    """Make an agent that keeps connections; ``policy`` decides about TLS servers."""
+    pool = HTTPConnectionPool(reactor, persistent=True)
+    pool.maxPersistentPerHost = KEPT_CONNECTIONS
+    pool.cachedConnectionTimeout = IDLE_SECONDS
+    if policy is None:
+        return Agent(reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool)
+    return Agent(reactor, policy, connectTimeout=CONNECT_TIMEOUT, pool=pool)
+
+
+class JsonClient:
+    """Calls JSON APIs.
+
+    Args:
+        clock: for deadlines.
+        agent: makes the requests: `http_agent`, or one in memory.
+        wall: seconds since the epoch, for signatures and to measure skew.
+        credentials: sign every request with these.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        agent: IAgent,
+        wall: Callable[[], float],
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._clock, self._agent, self._wall = clock, agent, wall
+        self._credentials = credentials
+
+    async def get(
+        self,
+        url: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        limit: int = ANSWER_LIMIT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """GET; the rest as in `call`."""
+        if query:
+            url = f"{url}?{urlencode(query)}"
+        return await self.call("GET", url, b"", timeout=timeout, limit=limit, headers=headers)
+
+    async def post(
+        self,
+        url: str,
+        body: object,
+        *,
+        timeout: float = TIMEOUT,
+        limit: int = ANSWER_LIMIT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """POST ``body`` as JSON; the rest as in `call`."""
+        return await self.call(
+            "POST", url, encode_json(body), timeout=timeout, limit=limit, headers=headers
+        )
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        body: bytes,
+        *,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109 - the deadline is part of the contract
+        limit: int = ANSWER_LIMIT,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        """Make one request.
+
+        Args:
+            method: in capitals.
+            url: whole, its query encoded.
+            body: of the request.
+            timeout: seconds for everything, from connecting to the answer's last byte.
+            limit: bytes of the answer; a larger one is broken off.
+            headers: more headers.
+
+        Raises:
+            Unreachable: no whole answer came.
+            AnswerInvalid: it was larger than ``limit``.
+        """
+        exchange = Deferred.fromCoroutine(self._exchange(method, url, body, limit, headers or {}))
+        exchange.addTimeout(timeout, self._clock)
+        try:
+            return await exchange
+        except DeferredTimeout as error:
+            raise Unreachable(f"{url}: no answer within {timeout:g} s") from error
+        except (CancelledError, CallFailed):
+            raise
+        except Exception as error:
+            raise Unreachable(f"{url}: {_reason(error)}") from error
+
+    async def _exchange(
+        self, method: str, url: str, body: bytes, limit: int, more: Mapping[str, str]
+    ) -> Reply:
+        headers = Headers()
+        for name, value in more.items():
+            headers.setRawHeaders(name, [value])
+        if body:
+            headers.setRawHeaders("content-type", ["application/json"])
+        began = self._wall()
+        if self._credentials is not None:
+            self._sign(headers, method, url, body, began)
+        response = await self._agent.request(
+            method.encode(), url.encode(), headers, _Whole(body) if body else None
+        )
+        content = await _collect(response, limit, url)
+        return Reply(response.code, content, _skew(response, (began + self._wall()) / 2))
+
+    def _sign(self, headers: Headers, method: str, url: str, body: bytes, at: float) -> None:
+        assert self._credentials is not None
+        ak, sk = self._credentials.ak, self._credentials.sk
+        parts, timestamp = urlsplit(url), str(int(at))
+        signed = signature.sign(method, unquote(parts.path), parts.query, ak, sk, timestamp, body)
+        for name, value in (("AccessKey", ak), ("TimeStamp", timestamp), ("Signature", signed)):
+            headers.setRawHeaders(name, [value])
+
+
+@implementer(IBodyProducer)
+class _Whole:
+    """A request body that is written at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body, self.length = body, len(body)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:
+        consumer.write(self._body)
+        return succeed(None)
+
+    def pauseProducing(self) -> None:
+        """Everything is written already."""
+
+    def resumeProducing(self) -> None:
+        """Everything is written already."""
+
+    def stopProducing(self) -> None:
+        """Everything is written already."""
+
+
+class _Collector(Protocol):
+    """Keeps an answer's body, up to ``limit`` bytes."""
+
+    def __init__(self, limit: int, url: str) -> None:
+        self._limit, self._url, self._size = limit, url, 0
+        self._pieces: list[bytes] = []
+        self.done: Deferred[bytes] = Deferred(lambda _: self._abort())
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._size > self._limit:
+            return
+        self._size += len(data)
+        if self._size > self._limit:
+            self._abort()
+            self.done.errback(_too_large(self._limit, self._url))
+            return
+        self._pieces.append(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.done.called:
+            return
+        # Without a length and chunks (HTTP/1.0) the end of the connection is the end.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.done.callback(b"".join(self._pieces))
+        else:
+            self.done.errback(reason)
+
+    def _abort(self) -> None:
+        self._pieces.clear()
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+async def _collect(response: IResponse, limit: int, url: str) -> bytes:
+    collector = _Collector(limit, url)
+    announced = response.length
+    if isinstance(announced, int) and announced > limit:
+        collector.done.addErrback(lambda _: None)
+        response.deliverBody(collector)
+        collector.done.cancel()
+        raise _too_large(limit, url)
+    response.deliverBody(collector)
+    return await collector.done
+
+
+def _too_large(limit: int, url: str) -> AnswerInvalid:
+    return AnswerInvalid(f"{url}: the answer has more than {limit} bytes")
+
+
+def _skew(response: IResponse, now: float) -> float | None:
+    dates = cast(Headers, response.headers).getRawHeaders("date")
+    if not dates:
+        return None
+    try:
+        at = parsedate_to_datetime(dates[0]).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return at + 0.5 - now  # the header is cut to whole seconds: on average half a second late
+
+
+def _reason(error: Exception) -> str:
+    """Twisted wraps the causes of a broken exchange in lists of failures."""
+    reasons = getattr(error, "reasons", None)
+    if reasons:
+        return _reason(reasons[0].value)
+    return str(error) or type(error).__name__
