@@ -32,6 +32,7 @@ setup(
         "hpack>=4.1,<5",
         "cramjam>=2.10,<3",
         "crc32c>=2.7",
+        'backports.zstd>=1.0; python_version < "3.14"',
         "attrs>=24.2",
         "msgspec>=0.19",
         "sqlalchemy>=2.0.36,<3",
