@@ -5,17 +5,20 @@ ours open logs, migrate databases and drain streams, which takes turns and can f
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from elkeid.errors import OperatorError
 
-STOP_SECONDS = 9.0  # for one role; the whole process must exit within 10 s of SIGTERM
+STOP_SECONDS = 9.0  # for all roles together: the process must exit within 10 s of SIGTERM
+RESERVED_SECONDS = 2.0  # kept back for each role still to stop, so that one that hangs costs
+# the others their comfort, not their chance
 
 
 class Role(Protocol):
@@ -30,12 +33,30 @@ class Role(Protocol):
         """Finish what was accepted, release everything; called once, after a failed start too."""
 
 
+class StopTimeout(Exception):
+    """A role took longer to stop than it may."""
+
+
+def sentence(error: BaseException) -> str | None:
+    """What to tell the operator of an error that is known to end a start; None of a bug."""
+    if isinstance(error, OperatorError):
+        return str(error)
+    if isinstance(error, CannotListenError):
+        reason = getattr(error.socketError, "strerror", None) or error.socketError
+        where = f"{error.interface or '*'}:{error.port}"
+        return (
+            f"cannot listen on {where}: {reason}; stop the process that holds the port, "
+            "or choose another address or port in the settings"
+        )
+    return None
+
+
 class OrderedRoles(Service):
     """Start roles one after another, stop them in reverse; one failing stop skips no other.
 
     Args:
         clock: for deadlines.
-        roles: in start order.
+        makers: in start order; each makes its role when the ones before have started.
         ready: called once when all have started.
         fatal: called with the error when one cannot start; the others are stopped first.
     """
@@ -45,52 +66,95 @@ class OrderedRoles(Service):
     def __init__(
         self,
         clock: IReactorTime,
-        roles: Sequence[Role],
+        makers: Sequence[Callable[[], Role]],
         ready: Callable[[], None],
         fatal: Callable[[BaseException], None],
     ) -> None:
-        self._clock, self._roles, self._ready, self._fatal = clock, roles, ready, fatal
+        self._clock, self._makers, self._ready, self._fatal = clock, makers, ready, fatal
         self._started: list[Role] = []
         self._starting: Deferred[None] | None = None
+        self._stopping: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin the start; its end is told to ``ready`` or ``fatal``."""
         super().startService()
         self._starting = Deferred.fromCoroutine(self._start())
-
-    async def _start(self) -> None:
-        try:
-            for role in self._roles:
-                self._started.append(role)
-                await role.start()
-                if not self.running:
-                    return
-            self._ready()
-        except BaseException as error:
-            if not self.running:  # stopped meanwhile; the stop below does the rest
-                return
-            if isinstance(error, OperatorError):
-                self.log.error("{error}", error=error)
-            else:
-                self.log.failure("start failed")
-            await self._stop()
-            self._fatal(error)
+        self._starting.addErrback(self._failed)
 
     def stopService(self) -> Deferred[None]:
-        """Stop what was started, last first."""
+        """Stop what was started, last first; a start under way is abandoned."""
         super().stopService()
         if self._starting is not None:
             self._starting.cancel()
-        return Deferred.fromCoroutine(self._stop())
+        return self._stop()
 
-    async def _stop(self) -> None:
+    async def _start(self) -> None:
+        for make in self._makers:
+            role = make()
+            self._started.append(role)
+            await role.start()
+            if not self.running:
+                return
+        self._ready()
+
+    def _failed(self, failure: Failure) -> None:
+        if not self.running:  # abandoned by stopService, which does the rest
+            return
+        error = failure.value
+        assert error is not None
+        if (text := sentence(error)) is not None:
+            self.log.critical("{text}", text=text)
+        else:
+            self.log.failure("start failed", failure)
+
+        def tell(_: None) -> None:
+            self._fatal(error)
+
+        self._stop().addCallback(tell)
+
+    def _stop(self) -> Deferred[None]:
+        """Begin to stop, or join a stop under way; fires when it is over, never fails."""
+        if self._stopping is None:
+            self._stopping = Deferred.fromCoroutine(self._stop_all())
+        joined: Deferred[None] = Deferred()
+        self._stopping.addCallback(lambda _: joined.callback(None))
+        return joined
+
+    async def _stop_all(self) -> None:
+        end = self._clock.seconds() + STOP_SECONDS
+        if self._starting is not None and not self._starting.called:
+            # The start was cancelled, but its role does not let go at once.
+            try:
+                await self._within(RESERVED_SECONDS, self._starting)
+            except StopTimeout:
+                self.log.error("{name}: start does not end", name=self._started[-1].name)
         while self._started:
             role = self._started.pop()
+            left = end - self._clock.seconds() - RESERVED_SECONDS * len(self._started)
             try:
-                stopping = Deferred.fromCoroutine(role.stop())
-                stopping.addTimeout(STOP_SECONDS, self._clock)
-                await stopping
-            except DeferredTimeout:
-                self.log.error("{name}: did not stop within {n} s", name=role.name, n=STOP_SECONDS)
+                await self._within(max(left, 0.0), Deferred.fromCoroutine(role.stop()))
+            except StopTimeout:
+                self.log.error("{name}: did not stop within {n:.1f} s", name=role.name, n=left)
             except Exception:
                 self.log.failure("{name}: stop failed", name=role.name)
+
+    def _within(self, seconds: float, work: Deferred[None]) -> Deferred[None]:
+        """Fire as ``work`` ends, or fail with `StopTimeout`, even if ``work`` ignores that."""
+        done: Deferred[None] = Deferred()
+
+        def late() -> None:
+            work.cancel()
+            done.errback(StopTimeout())
+
+        timer = self._clock.callLater(seconds, late)
+
+        def ended(result: Any) -> None:
+            if timer.active():
+                timer.cancel()
+                if isinstance(result, Failure):
+                    done.errback(result)
+                else:
+                    done.callback(result)
+
+        work.addBoth(ended)
+        return done

@@ -1,0 +1,76 @@
+"""The manners of a server process: its limits, its exit status, its last deadline."""
+
+import atexit
+import faulthandler
+import os
+import resource
+import sys
+
+from twisted.logger import Logger
+
+EXIT_SECONDS = 9.8  # from the signal; then a stuck thread no longer keeps the process
+OTHER_FILES = 512  # open files that are not agents: log segments, databases, API connections
+
+log = Logger()
+
+
+def raise_open_files() -> int | None:
+    """Raise the soft limit on open files to the hard one; the new limit, None if there is none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return None if soft == resource.RLIM_INFINITY else soft
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def tell_agent_limit(open_files: int | None, connection_limit: int) -> None:
+    """Log how many agents the limit on open files allows, as a warning if these are too few."""
+    if open_files is None:
+        return
+    allowed = max(open_files - OTHER_FILES, 0)
+    if allowed < connection_limit:
+        log.warn(
+            "{files} open files allow {allowed} agents, fewer than agentcenter.connection_limit "
+            "{limit}: raise the hard limit on open files (ulimit -Hn, LimitNOFILE) to {need}",
+            files=open_files,
+            allowed=allowed,
+            limit=connection_limit,
+            need=connection_limit + OTHER_FILES,
+        )
+    else:
+        log.info(
+            "{files} open files allow {allowed} agents; agentcenter.connection_limit is {limit}",
+            files=open_files,
+            allowed=allowed,
+            limit=connection_limit,
+        )
+
+
+def tell_operator(text: str) -> None:
+    """Write to the terminal or whatever stderr was at the start; the log has stderr now."""
+    if sys.__stderr__ is not None:
+        sys.__stderr__.write(f"elkeid: {text}\n")
+        sys.__stderr__.flush()
+
+
+def end_by(seconds: float = EXIT_SECONDS) -> None:
+    """End this process after so long whatever happens, showing where each thread stood."""
+    if sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+
+
+def fail_at_exit() -> None:
+    """Let this process end with status 1.
+
+    twistd itself has no way to say so once the reactor runs: it removes its pid file and
+    returns. So this acts at the very end of the interpreter.
+    """
+    atexit.register(_leave_with_1)
+
+
+def _leave_with_1() -> None:
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    os._exit(1)

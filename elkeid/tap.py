@@ -1,0 +1,158 @@
+"""``twistd elkeid``: choose roles, check settings, compose the service.
+
+Nothing opens and nothing is written before the service starts.
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from twisted.application.service import IService
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger, globalLogPublisher
+from twisted.python import usage
+from twisted.python.reflect import namedAny
+
+from elkeid import process, welcome
+from elkeid.config import Settings, load
+from elkeid.errors import ConfigError
+from elkeid.keys import Keys, obtain_keys
+from elkeid.lifecycle import OrderedRoles, Role, sentence
+from elkeid.logging import LogSetup
+
+ROLES = {  # in start order: a role finds those that it needs already serving
+    "sd": "elkeid.discovery.service.DiscoveryRole",
+    "ac": "elkeid.agentcenter.service.AgentCenterRole",
+    "manager": "elkeid.manager.service.ManagerRole",
+}
+NOT_YET = ("analysis", "offline")
+
+log = Logger()
+
+
+class Options(usage.Options):
+    """Which settings and which roles."""
+
+    synopsis = "[--config elkeid.toml] [--role ac] [--role sd] [--role manager]"
+    longdesc = (
+        "Runs the back end of host security agents, all roles in one process unless --role "
+        "names some. Example: twistd -n elkeid --config /etc/elkeid/elkeid.toml --role ac"
+    )
+    optParameters: ClassVar = [
+        ["config", "c", None, "settings file; elkeid.toml if there is one, else built-in defaults"]
+    ]
+    optFlags: ClassVar = [["welcome", None, "when ready, show on the terminal how to log in"]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["roles"] = []
+
+    def opt_role(self, name: str) -> None:
+        """run this role (ac, sd or manager); repeat for more, leave out for all"""
+        if name in NOT_YET:
+            raise usage.UsageError(
+                f"--role {name}: not in this version yet; there are {', '.join(ROLES)}"
+            )
+        if name not in ROLES:
+            raise usage.UsageError(f"--role {name}: not one of {', '.join(ROLES)}")
+        self["roles"].append(name)
+
+    def postOptions(self) -> None:
+        """Check every setting; faults end the program, one a line."""
+        try:
+            self["settings"] = load(Path(self["config"]) if self["config"] else None)
+        except ConfigError as error:
+            # Not a UsageError: twistd would print its whole help before the faults, and each
+            # program that runs us would choose another exit status.
+            raise SystemExit("\n".join(error.faults)) from error
+
+
+class ProcessRole:
+    """Prepares the process before anything is opened."""
+
+    name = "process"
+
+    def __init__(self, settings: Settings, roles: Collection[str], reactor: Any) -> None:
+        self._settings, self._roles, self._reactor = settings, roles, reactor
+
+    async def start(self) -> None:
+        """Raise limits; set the deadline for the day this process is told to stop."""
+        self._reactor.addSystemEventTrigger("before", "shutdown", process.end_by)
+        open_files = process.raise_open_files()
+        if "ac" in self._roles:
+            process.tell_agent_limit(open_files, self._settings.agentcenter.connection_limit)
+
+    async def stop(self) -> None:
+        """Nothing to give back."""
+
+
+class KeysRole:
+    """Loads the keys, making them on the first start where that is allowed."""
+
+    name = "keys"
+    keys: Keys
+
+    def __init__(self, settings: Settings, roles: Collection[str]) -> None:
+        self._settings, self._roles = settings, roles
+
+    async def start(self) -> None:
+        """Load or make; the other roles are made with the result."""
+        self.keys = obtain_keys(self._settings, self._roles)
+
+    async def stop(self) -> None:
+        """Nothing to give back."""
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:
+    """Compose the chosen roles, in `ROLES` order.
+
+    Args:
+        options: parsed.
+        reactor: the global one by default; this is the only place that imports it.
+    """
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 -- importing it installs it
+    settings: Settings = options["settings"]
+    chosen = [name for name in ROLES if name in (options["roles"] or ROLES)]
+    globalLogPublisher.addObserver(LogSetup(settings.server.log_level, settings.server.log_format))
+    # Imported now, so that a broken installation shows before the process goes to the background.
+    kinds: list[Callable[..., Role]] = [namedAny(ROLES[name]) for name in chosen]
+    keys = KeysRole(settings, chosen)
+    makers: list[Callable[[], Role]] = [
+        lambda: ProcessRole(settings, chosen, reactor),
+        lambda: keys,
+        *(partial(_make, kind, settings, keys, reactor) for kind in kinds),
+    ]
+    return OrderedRoles(
+        reactor,
+        makers,
+        ready=partial(_ready, settings, chosen, options["welcome"]),
+        fatal=partial(_fatal, reactor),
+    )
+
+
+def _make(kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor: Any) -> Role:
+    return kind(settings, keys.keys, reactor)
+
+
+def _ready(settings: Settings, roles: Collection[str], show_welcome: bool) -> None:
+    places = welcome.addresses(settings, roles)
+    log.info("ready: {places}", places="; ".join(f"{what} {where}" for what, where in places))
+    if show_welcome:
+        welcome.show(settings, roles)
+
+
+def _fatal(reactor: Any, error: BaseException) -> None:
+    known = sentence(error)
+    process.tell_operator(
+        known or f"start failed: {type(error).__name__}: {error}; the log has the traceback"
+    )
+    process.fail_at_exit()
+
+    def stop() -> None:
+        with suppress(ReactorNotRunning):  # stopping already, by a signal
+            reactor.stop()
+
+    reactor.callWhenRunning(stop)

@@ -1,0 +1,10 @@
+"""Every role in one process: twistd -ny tac/all.tac, with elkeid.toml of this folder if present."""
+
+from twisted.application.service import Application
+
+from elkeid.tap import Options, makeService
+
+options = Options()
+options.parseOptions([])
+application = Application("elkeid")
+makeService(options).setServiceParent(application)
