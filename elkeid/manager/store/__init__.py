@@ -1,0 +1,1 @@
+"""All SQL of the Manager: schema, migrations, and the queries of each subject."""

@@ -1,0 +1,67 @@
+"""Bringing a database to the newest schema."""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.exc import DBAPIError
+
+from elkeid.errors import StoreError
+from elkeid.manager.store.engine import Database
+from elkeid.manager.store.schema import HEAD_REVISION
+
+SCRIPTS = Path(__file__).parent.parent / "migrations"
+
+
+def migrate(database: Database) -> bool:
+    """Apply the migrations that a database lacks, in one transaction.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        StoreError: the database is of a newer version, no database of ours, or a step failed;
+            it was left as it was.
+    """
+    with database.reading() as connection:
+        revision = _revision(connection, database.path)
+    if revision == HEAD_REVISION:
+        return False
+    # Loaded only when there is something to do: it takes a third of a second.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    if revision is not None:
+        try:
+            ScriptDirectory.from_config(config).get_revision(revision)
+        except CommandError as error:
+            raise StoreError(
+                f"{database.path} was made by a newer version (schema {revision}, this one knows "
+                f"up to {HEAD_REVISION}): install that version, or restore an older copy"
+            ) from error
+    try:
+        with database.writing() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise StoreError(
+            f"{database.path}: migration to schema {HEAD_REVISION} failed ({error.orig}); "
+            "it was left as it was"
+        ) from error
+    return True
+
+
+def _revision(connection: Connection, path: Path) -> str | None:
+    tables = set(inspect(connection).get_table_names())
+    if "alembic_version" not in tables:
+        if tables:
+            raise StoreError(
+                f"{path} is a database of another program: set manager.database to a new file"
+            )
+        return None
+    row: Any = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+    return None if row is None else str(row[0])

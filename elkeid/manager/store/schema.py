@@ -1,0 +1,89 @@
+"""The tables, as the newest migration leaves them.
+
+An agent is two rows. ``agent`` is narrow: what lists are ordered, counted and most often
+filtered by. ``agent_detail`` holds the document that readers get. Both are written in one
+transaction, so columns that repeat a field of the document never differ from it.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+HEAD_REVISION = "0001"
+"""The newest migration; a database that is there already needs none to be loaded."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+user = Table(
+    "user",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("username", String(64), nullable=False, unique=True),
+    Column("level", Integer, nullable=False),
+    Column("password", String(255), nullable=False),  # argon2, in PHC string format
+    Column("avatar", Text, nullable=False, server_default=""),
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
+    Column("updated_at", BigInteger, nullable=False),
+    Column("password_update_time", BigInteger, nullable=False),
+)
+
+token = Table(
+    "token",
+    metadata,
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the token, hexadecimal
+    Column(
+        "user_id",
+        Integer,
+        ForeignKey("user.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", Float, nullable=False, index=True),  # unix seconds; slides with use
+)
+
+agent = Table(
+    "agent",
+    metadata,
+    Column("agent_id", String(128), primary_key=True),
+    Column("hostname", Text),
+    Column("state", Text),  # what the agent says of itself: running or abnormal
+    Column("version", Text),
+    Column("source_ip", Text),  # the AC that reported it last
+    Column("source_port", Integer),
+    Column("connected", Boolean(create_constraint=False)),  # NULL: its AC cannot be asked
+    Column("first_heartbeat_time", BigInteger, nullable=False),  # unix seconds
+    Column("last_heartbeat_time", BigInteger, nullable=False),
+    Index(None, "hostname"),
+    # Rows lie in the order that lists have, so a page is one stretch of the file.
+    sqlite_with_rowid=False,
+)
+
+agent_detail = Table(
+    "agent_detail",
+    metadata,
+    Column(
+        "agent_id",
+        String(128),
+        ForeignKey("agent.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("document", Text, nullable=False),  # canonical JSON, see elkeid.manager.documents
+)

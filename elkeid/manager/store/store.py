@@ -1,0 +1,162 @@
+"""The store as the reactor sees it: queries run in threads, bounded, writes one at a time."""
+
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from elkeid.errors import StoreError
+from elkeid.manager.store.engine import READERS, Database
+from elkeid.manager.store.migrate import migrate
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = READERS + 1
+"""Every reader's connection and the writer's."""
+
+WAITING_LIMIT = 500
+"""Queries in progress or waiting; beyond, requests are refused instead of piling up."""
+
+
+class StoreBusy(StoreError):
+    """`WAITING_LIMIT` queries wait already, or the store is closed."""
+
+
+class StoreFailed(StoreError):
+    """The database refused a query; the log has the reason."""
+
+
+class Threads(Protocol):
+    """Runs blocking functions elsewhere."""
+
+    def run(self, function: Callable[..., T], *args: Any) -> "Deferred[T]":
+        """Fire with what ``function(*args)`` returns or raises."""
+
+
+class PoolThreads:
+    """`Threads` over a pool of Twisted's.
+
+    Args:
+        reactor: whose thread gets the results.
+        pool: started and stopped by its owner.
+    """
+
+    def __init__(self, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
+        self._reactor, self._pool = reactor, pool
+
+    def run(self, function: Callable[..., T], *args: Any) -> "Deferred[T]":
+        """Run in a thread of the pool."""
+        return deferToThreadPool(self._reactor, self._pool, function, *args)
+
+
+class Store:
+    """Runs queries: functions that take a connection first, and never see the reactor.
+
+    A caller that stops waiting (its client has left) changes nothing: the query ends by itself.
+
+    Args:
+        database: not open yet.
+        threads: where queries run, at most `THREADS` at once.
+    """
+
+    log = Logger()
+
+    def __init__(self, database: Database, threads: Threads) -> None:
+        self._database, self._threads = database, threads
+        self._writing = DeferredLock()
+        self._pending = 0
+        self._idle: list[Deferred[None]] = []
+        self._open = False
+
+    @property
+    def pending(self) -> int:
+        """Queries in progress or waiting."""
+        return self._pending
+
+    async def open(self) -> None:
+        """Open the database and bring it to the newest schema; `StoreError` when that cannot be."""
+
+        def opened() -> bool:
+            self._database.open()
+            return migrate(self._database)
+
+        await self._threads.run(opened)
+        self._open = True
+
+    async def close(self) -> None:
+        """Refuse new queries, let those in progress end, close the database."""
+        self._open = False
+        if self._pending:
+            idle: Deferred[None] = Deferred()
+            self._idle.append(idle)
+            await idle
+        await self._threads.run(self._database.close)
+
+    async def read(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query on a consistent view.
+
+        Raises:
+            StoreBusy: too many wait.
+            StoreFailed: the database refused it.
+            QueryTooLong: it took too long.
+        """
+
+        def work() -> T:
+            with self._database.reading() as connection:
+                return query(connection, *args, **kwargs)
+
+        self._admit()
+        return await self._watch(self._threads.run(work))
+
+    async def write(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query in a transaction of its own, after the writes before it.
+
+        Raises:
+            StoreBusy: too many wait.
+            StoreFailed: the database refused it; nothing was changed.
+        """
+
+        def work() -> T:
+            with self._database.writing() as connection:
+                return query(connection, *args, **kwargs)
+
+        self._admit()
+        return await self._watch(self._writing.run(self._threads.run, work))
+
+    def _admit(self) -> None:
+        if not self._open or self._pending >= WAITING_LIMIT:
+            raise StoreBusy("the database has too much to do; try again")
+        self._pending += 1
+
+    def _watch(self, work: "Deferred[T]") -> "Deferred[T]":
+        """A Deferred that may be given up without giving up the work."""
+        waiting: Deferred[T] = Deferred()
+
+        def ended(result: T | Failure) -> None:
+            self._pending -= 1
+            if isinstance(result, Failure) and result.check(SQLAlchemyError):
+                self.log.failure("the database refused a query", result)
+                result = Failure(StoreFailed("the database refused the query"))
+            if self._pending == 0:
+                idle, self._idle = self._idle, []
+                for each in idle:
+                    each.callback(None)
+            if isinstance(result, Failure):
+                waiting.errback(result)
+            else:
+                waiting.callback(result)
+
+        work.addBoth(ended)
+        return waiting
