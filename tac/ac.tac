@@ -1,4 +1,4 @@
-"""The role ac alone: twistd -ny tac/ac.tac, with elkeid.toml of this folder if present."""
+"""The role ac alone: twistd -ny tac/ac.tac (reads ./elkeid.toml if present)."""
 
 from twisted.application.service import Application
 

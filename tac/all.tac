@@ -1,4 +1,4 @@
-"""Every role in one process: twistd -ny tac/all.tac, with elkeid.toml of this folder if present."""
+"""Every role in one process: twistd -ny tac/all.tac (reads ./elkeid.toml if present)."""
 
 from twisted.application.service import Application
 

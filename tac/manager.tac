@@ -1,4 +1,4 @@
-"""The role manager alone: twistd -ny tac/manager.tac, with elkeid.toml of this folder if present."""
+"""The role manager alone: twistd -ny tac/manager.tac (reads ./elkeid.toml if present)."""
 
 from twisted.application.service import Application
 

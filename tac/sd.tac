@@ -1,4 +1,4 @@
-"""The role sd alone: twistd -ny tac/sd.tac, with elkeid.toml of this folder if present."""
+"""The role sd alone: twistd -ny tac/sd.tac (reads ./elkeid.toml if present)."""
 
 from twisted.application.service import Application
 
