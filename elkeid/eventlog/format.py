@@ -1,0 +1,237 @@
+"""Layout of segments and frames: bytes to values and back, no I/O.
+
+All integers are little endian. A segment is a 64-byte header, then frames back to back. A
+frame is a 56-byte header and a body; the body is entries back to back, each 12 bytes of lengths,
+then suffix and region. docs/eventlog.md draws all of it.
+
+The CRC of a frame header starts from the segment's id, so bytes of another segment, or of a
+record body that imitates a frame, never pass for a frame here.
+"""
+
+import re
+import secrets
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+from attrs import define, frozen
+from crc32c import crc32c
+
+from elkeid.errors import LogFormatError
+from elkeid.wire.datatypes import RecordClass
+
+FORMAT_VERSION = 1
+
+_SEGMENT = Struct("<8sHBxIQQQQQ4x")
+SEGMENT_MAGIC = b"ELKEID\x1a\n"
+SEGMENT_HEADER_BYTES = _SEGMENT.size + 4  # 64: the CRC comes last
+
+FRAME_MAGIC = b"\xf5EKF"
+_FRAME = Struct("<IIQIIQQQ")  # what follows magic and CRC
+_FRAME_CRC = Struct("<I")
+FRAME_HEADER_BYTES = 8 + _FRAME.size  # 56
+
+_ENTRY = Struct("<III")
+ENTRY_HEADER_BYTES = _ENTRY.size  # 12
+MAX_BODY_BYTES = 0x7FFF_F000 - FRAME_HEADER_BYTES
+"""Longest frame body; a frame then fits one write(), which Linux caps at 2 GiB less a page."""
+
+pack_entry = _ENTRY.pack
+"""``pack_entry(count, len(suffix), len(region))``: what precedes a suffix and its region."""
+
+_NAME = re.compile(r"(\d{20})-([0-9a-f]{16})\.seg\Z")
+_RANDOM_BITS = 20
+
+
+class SegmentName(NamedTuple):
+    """A segment's place and identity; sorts in the order of writing."""
+
+    base: int  # offset of its first record
+    ident: int  # random, later segments of the same base have a higher one
+
+    def __str__(self) -> str:
+        return f"{self.base:020d}-{self.ident:016x}.seg"
+
+    @property
+    def seed(self) -> int:
+        """What the CRCs of its frame headers start from."""
+        return crc32c(self.ident.to_bytes(8, "little"))
+
+    @property
+    def created_ms(self) -> int:
+        """When it was begun, milliseconds since the epoch."""
+        return self.ident >> _RANDOM_BITS
+
+
+def parse_segment_name(name: str) -> SegmentName | None:
+    """Read a file name; None when it is no segment's."""
+    match = _NAME.match(name)
+    return SegmentName(int(match[1]), int(match[2], 16)) if match else None
+
+
+def new_ident(now_ms: int, above: int) -> int:
+    """Make a segment id: the time and 20 random bits, and higher than ``above``."""
+    return max((now_ms << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS), above + 1)
+
+
+@frozen
+class SegmentHeader:
+    """The first 64 bytes of a segment."""
+
+    record_class: RecordClass
+    name: SegmentName
+    created_ms: int
+    read: int  # running totals when the segment was begun
+    dropped: int
+
+    def encode(self) -> bytes:
+        """The bytes of the header."""
+        front = _SEGMENT.pack(
+            SEGMENT_MAGIC,
+            FORMAT_VERSION,
+            self.record_class,
+            0,
+            self.name.base,
+            self.created_ms,
+            self.name.ident,
+            self.read,
+            self.dropped,
+        )
+        return front + _FRAME_CRC.pack(crc32c(front))
+
+
+def decode_segment_header(data: bytes, path: Path) -> SegmentHeader | None:
+    """Read a segment's header; None when it is short or damaged.
+
+    Magic, version and CRC keep their places in every version, so that one can tell a newer
+    format from damage.
+
+    Raises:
+        LogFormatError: the header is sound, but of another version.
+    """
+    if len(data) < SEGMENT_HEADER_BYTES:
+        return None
+    front = data[: _SEGMENT.size]
+    magic, version, label, _, base, created_ms, ident, read, dropped = _SEGMENT.unpack(front)
+    (crc,) = _FRAME_CRC.unpack_from(data, _SEGMENT.size)
+    if magic != SEGMENT_MAGIC or crc != crc32c(front):
+        return None
+    if version != FORMAT_VERSION:
+        raise LogFormatError(
+            f"{path}: event log format {version}, this version knows {FORMAT_VERSION}; "
+            "run the version that wrote it, or move the file away"
+        )
+    try:
+        record_class = RecordClass(label)
+    except ValueError:
+        return None
+    return SegmentHeader(record_class, SegmentName(base, ident), created_ms, read, dropped)
+
+
+class FrameHeader(NamedTuple):
+    """What a frame says of itself, its CRC checked."""
+
+    body_bytes: int
+    body_crc: int
+    first_offset: int
+    records: int
+    entries: int
+    time_ms: int  # since the epoch, when it was written
+    read: int  # running totals of the class, this frame included
+    dropped: int
+
+    @property
+    def end_offset(self) -> int:
+        """Offset after the last record: also the running total of appended records."""
+        return self.first_offset + self.records
+
+
+def encode_frame_header(
+    seed: int,
+    body: bytes,
+    *,
+    first_offset: int,
+    records: int,
+    entries: int,
+    time_ms: int,
+    read: int,
+    dropped: int,
+) -> bytes:
+    """The 56 bytes that precede ``body``."""
+    rest = _FRAME.pack(
+        len(body), crc32c(body), first_offset, records, entries, time_ms, read, dropped
+    )
+    return FRAME_MAGIC + _FRAME_CRC.pack(crc32c(rest, seed)) + rest
+
+
+def decode_frame_header(data: bytes, at: int, seed: int) -> FrameHeader | None:
+    """Read the header at ``at``; None when those 56 bytes are not a sound one."""
+    if not data.startswith(FRAME_MAGIC, at):
+        return None
+    rest = data[at + 8 : at + FRAME_HEADER_BYTES]
+    if len(rest) != _FRAME.size or _FRAME_CRC.unpack_from(data, at + 4)[0] != crc32c(rest, seed):
+        return None
+    return FrameHeader._make(_FRAME.unpack(rest))
+
+
+@define
+class Entry:
+    """Records of one agent batch and one class."""
+
+    record_class: RecordClass
+    first_offset: int
+    count: int
+    suffix: bytes  # MQData fields 4 to 15, the same for every record
+    region: bytes  # each record as tag 0x0a, varint length, record
+    time_ms: int  # when it was written
+
+    @property
+    def end_offset(self) -> int:
+        """Offset after its last record."""
+        return self.first_offset + self.count
+
+
+def decode_entries(
+    record_class: RecordClass, header: FrameHeader, body: bytes
+) -> list[Entry] | None:
+    """Split a frame's body; None when its lengths or counts contradict each other."""
+    entries: list[Entry] = []
+    at, offset, size = 0, header.first_offset, len(body)
+    while at < size:
+        if size - at < ENTRY_HEADER_BYTES:
+            return None
+        count, suffix_bytes, region_bytes = _ENTRY.unpack_from(body, at)
+        middle = at + ENTRY_HEADER_BYTES + suffix_bytes
+        end = middle + region_bytes
+        if end > size:
+            return None
+        suffix = body[at + ENTRY_HEADER_BYTES : middle]
+        entries.append(Entry(record_class, offset, count, suffix, body[middle:end], header.time_ms))
+        offset += count
+        at = end
+    if offset != header.end_offset or len(entries) != header.entries:
+        return None
+    return entries
+
+
+def skip_records(region: bytes, count: int) -> bytes | None:
+    """Cut the first ``count`` records off a region; None when it has no such records."""
+    at, size = 0, len(region)
+    for _ in range(count):
+        if at >= size or region[at] != 0x0A:
+            return None
+        at += 1
+        length = shift = 0
+        while True:
+            if at >= size or shift > 28:
+                return None
+            byte = region[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        at += length
+        if at > size:
+            return None
+    return region[at:]

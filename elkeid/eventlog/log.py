@@ -1,0 +1,617 @@
+"""The event log: one writer, one log a class, group commit, durable readers' places, the ledger."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from elkeid.config import EventLogSettings, GiB, MiB
+from elkeid.errors import OperatorError
+from elkeid.eventlog.classlog import ClassLog, OpenSegment
+from elkeid.eventlog.cursors import (
+    READERS_DIRECTORY,
+    ClassCursor,
+    Cursor,
+    cursor_path,
+    forget_unused,
+    furthest_position,
+    lock_reader,
+    read_cursors,
+    save_cursor,
+    set_aside_damaged,
+)
+from elkeid.eventlog.files import FileOperations, Space, lock_file, sync_directory
+from elkeid.eventlog.format import pack_entry
+from elkeid.eventlog.recovery import Recovered, check_versions, recover
+from elkeid.wire.datatypes import RecordClass
+
+MAX_BUFFER_BYTES = 8 * MiB
+"""Commit at once when a turn has brought so much: it bounds memory and the length of a frame."""
+
+RESERVE_BYTES = 16 * MiB
+"""Kept allocated, given up when control records meet a full disk: half a minute of heartbeats
+of 10,000 agents."""
+
+HOUSEKEEPING_SECONDS = 10.0
+"""Pause between two looks at age, caps, free space and unused readers while nothing is written."""
+
+MAX_TELEMETRY_CAP_BYTES = 50 * GiB
+MIN_FREE_SHARE = 0.05  # of the volume, when min_free_bytes is not set
+
+_RESERVE_FILE = "reserve"
+_LOCK_FILE = "lock"
+InThread = Callable[..., "Deferred[Any]"]
+"""``in_thread(function, *args)`` runs it in a pool and fires with its result."""
+
+
+@define
+class _Sync:
+    """One file to make durable, and what is durable once that has succeeded."""
+
+    log: ClassLog
+    segment: OpenSegment
+    size: int
+    end: int
+    close: bool
+    error: OSError | None = None
+
+
+@define
+class _Chores:
+    """What a thread is to do for the log, and afterwards what came of it."""
+
+    min_free: int
+    syncs: list[_Sync] = field(factory=list)
+    directories: list[Path] = field(factory=list)
+    states: list[int] = field(factory=list)  # descriptors
+    doomed: list[tuple[ClassLog, Path]] = field(factory=list)
+    now_ms: int | None = None  # None: readers need no look now
+    gone: list[tuple[ClassLog, Path]] = field(factory=list)
+    space: Space | None = None
+    cursors: dict[str, Cursor] | None = None
+    problems: list[str] = field(factory=list)
+
+
+@frozen
+class ClassStats:
+    """Figures of one class, for metrics."""
+
+    bytes_on_disk: int
+    cap_bytes: int
+    segments: int
+    oldest_offset: int
+    next_offset: int
+    read: int
+    dropped: dict[str, int]
+    write_failures: int
+    sync_failures: int
+    lost_tails: int
+    lost_records: int
+    lost_bytes: int
+
+
+@frozen
+class LogStats:
+    """Figures of the whole log, for metrics."""
+
+    classes: dict[RecordClass, ClassStats]
+    free_bytes: int
+    min_free_bytes: int
+    buffered_bytes: int
+
+
+class EventLog:
+    """Appends records, so that what was committed survives ``kill -9`` of this process.
+
+    `append` and `drop` only note things down; one commit per reactor turn writes one frame a
+    class. All methods belong to the reactor thread; fsync and deletion run in ``in_thread``.
+
+    Args:
+        directory: the log's folder, made if missing.
+        settings: section ``[eventlog]``.
+        clock: for the commit at the end of the turn, and for wall-clock times.
+        in_thread: ``deferToThreadPool`` with reactor and pool filled in, or a stand-in.
+        files: the file operations; tests pass a set that fails.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: EventLogSettings,
+        clock: IReactorTime,
+        in_thread: InThread,
+        files: FileOperations | None = None,
+    ) -> None:
+        self._directory, self._settings, self._clock = directory, settings, clock
+        self._in_thread = in_thread
+        self._files = FileOperations() if files is None else files
+        self._kept = frozenset(settings.readers)
+        self._logs: list[ClassLog] = []
+        self._lock: int | None = None
+        self._buffered = 0
+        self._commit_call: IDelayedCall | None = None
+        self._sync_call: IDelayedCall | None = None
+        self._housekeeping_call: IDelayedCall | None = None
+        self._chores = DeferredLock()  # one thread at a time works on the files
+        self._chores_queued = False
+        self._closed = False
+        self._cursors: dict[str, Cursor] = {}
+        self._readers_due = 0.0  # when cursors are to be looked at next
+        self._space = Space(0, 0)
+        self._min_free = 0
+
+    # -- opening and closing
+
+    async def open(self) -> None:
+        """Repair what the last process left, and get ready to append.
+
+        Raises:
+            LogFormatError: a file is of an unknown format version; nothing was changed.
+            OperatorError: another process has this log, or the disk does not let us.
+        """
+        try:
+            found = await self._in_thread(self._open_in_thread)
+            self._adopt(found)
+        except OSError as error:
+            self._release()
+            raise OperatorError(
+                f"{error.filename or self._directory}: {error.strerror or error}; "
+                "server.data_dir must name a folder on a volume that this user can write"
+            ) from error
+        except BaseException:
+            self._release()
+            raise
+        self._housekeeping_call = self._clock.callLater(0, self._housekeeping_due)
+
+    def _open_in_thread(self) -> list[Recovered]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = lock_file(self._directory / _LOCK_FILE)
+        if self._lock is None:
+            raise OperatorError(
+                f"{self._directory}: another process writes this event log; "
+                "stop it, or give this one a server.data_dir of its own"
+            )
+        for each in RecordClass:
+            check_versions(self._directory / each.label)
+        (self._directory / READERS_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+        self._cursors, damaged = read_cursors(self._directory)
+        for name, error in damaged.items():
+            self.log.error("{error} (it was moved aside)", error=error)
+            set_aside_damaged(cursor_path(self._directory, name))
+        self._space = self._files.space(self._directory)
+        minimum = self._settings.min_free_bytes
+        self._min_free = int(self._space.total * MIN_FREE_SHARE) if minimum is None else minimum
+        return [
+            recover(
+                self._files,
+                self._directory / each.label,
+                each,
+                furthest_position(self._cursors, each),
+            )
+            for each in RecordClass
+        ]
+
+    def _adopt(self, found: list[Recovered]) -> None:
+        for each, recovered in zip(RecordClass, found, strict=True):
+            self._logs.append(
+                ClassLog(
+                    self._files,
+                    self._directory / each.label,
+                    each,
+                    recovered,
+                    segment_bytes=self._settings.segment_bytes,
+                    cap_bytes=self._cap(each, recovered),
+                    make_room=self._make_room,
+                )
+            )
+            self._logs[-1].write_state()
+        for name in sorted(self._kept - set(self._cursors)):
+            self._begin_reader(name)
+
+    def _cap(self, record_class: RecordClass, recovered: Recovered) -> int:
+        settings = self._settings
+        if record_class is RecordClass.CONTROL:
+            return settings.control_cap_bytes
+        if record_class is RecordClass.LOGS:
+            return settings.logs_cap_bytes
+        if settings.telemetry_cap_bytes is not None:
+            return settings.telemetry_cap_bytes
+        # What the log has already counts as free, or the cap would shrink at every start.
+        own = sum(segment.size for segment in recovered.sealed) + recovered.active_size
+        return max(min((self._space.free + own) // 2, MAX_TELEMETRY_CAP_BYTES), 16 * MiB)
+
+    def _begin_reader(self, name: str) -> None:
+        """Give a reader of the settings its place, so that it holds segments back from now on."""
+        held = lock_reader(self._directory, name)
+        if held is None:
+            return  # it runs and does so itself
+        try:
+            cursor = Cursor(used_ms=self._now_ms())
+            for log in self._logs:
+                place = cursor.classes[log.record_class.label] = ClassCursor()
+                if log.oldest_offset:
+                    place.expire("before", log.oldest_offset)
+            save_cursor(self._files, cursor_path(self._directory, name), cursor)
+            self._cursors[name] = cursor
+        finally:
+            os.close(held)
+
+    async def close(self) -> None:
+        """Commit, make everything durable, let go of the files; no timer is left."""
+        if self._logs:
+            self.commit()
+        self._closed = True
+        for call in (self._sync_call, self._housekeeping_call):
+            if call is not None:
+                call.cancel()
+        self._sync_call = self._housekeeping_call = None
+        if self._logs:
+            await self._chores.run(self._run_chores)
+        self._release()
+
+    def _release(self) -> None:
+        for log in self._logs:
+            log.release()
+        self._logs = []
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # -- the hot path
+
+    def append(self, cls: RecordClass, count: int, suffix: bytes, region: bytes) -> None:
+        """Note records down for the commit at the end of this turn.
+
+        Args:
+            cls: the class of all of them.
+            count: how many, at least 1.
+            suffix: MQData fields 4 to 15, the same for all.
+            region: the records back to back, each as tag 0x0a, varint length, record.
+        """
+        log = self._logs[cls]
+        log.parts += (pack_entry(count, len(suffix), len(region)), suffix, region)
+        log.records += count
+        self._buffered += len(region)
+        if self._commit_call is None:
+            self._commit_call = self._clock.callLater(0, self._end_of_turn)
+        if self._buffered > MAX_BUFFER_BYTES:
+            self.commit()
+
+    def drop(self, cls: RecordClass, reason: str, count: int) -> None:
+        """Count records that were read and will not be appended.
+
+        Args:
+            cls: the class of all of them.
+            reason: one of a few fixed words, such as ``rate``.
+            count: how many.
+        """
+        self._logs[cls].drop(reason, count)
+        if self._commit_call is None:
+            self._commit_call = self._clock.callLater(0, self._end_of_turn)
+
+    def _end_of_turn(self) -> None:
+        self._commit_call = None
+        self.commit()
+
+    def commit(self) -> bool:
+        """Write what was appended since the last commit, one frame a class.
+
+        Returns:
+            Whether all of it is in the log; what is not was counted as dropped.
+        """
+        if self._commit_call is not None:
+            self._commit_call.cancel()
+            self._commit_call = None
+        self._buffered = 0
+        now_ms = self._now_ms()
+        whole, touched = True, False
+        for log in self._logs:
+            if log.parts or log.state_dirty:
+                whole &= log.commit(now_ms)
+                touched = True
+        if touched and self._sync_call is None:
+            self._sync_call = self._clock.callLater(self._settings.fsync, self._sync_due)
+        return whole
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+    # -- chores: fsync, deletion, space, unused readers
+
+    def _sync_due(self) -> None:
+        self._sync_call = None
+        self._queue_chores()
+
+    def _housekeeping_due(self) -> None:
+        self._housekeeping_call = self._clock.callLater(
+            HOUSEKEEPING_SECONDS, self._housekeeping_due
+        )
+        self._queue_chores()
+
+    def _queue_chores(self) -> None:
+        if not self._chores_queued:  # else what is due is done by the run that waits
+            self._chores_queued = True
+            done: Deferred[None] = self._chores.run(self._run_chores)
+            done.addErrback(lambda failure: self.log.failure("event log upkeep failed", failure))
+
+    def _run_chores(self) -> "Deferred[None]":
+        return Deferred.fromCoroutine(self._chores_once())
+
+    async def _chores_once(self) -> None:
+        self._chores_queued = False
+        chores = self._gather()
+        await self._in_thread(self._work, chores)
+        self._apply(chores)
+        if not self._closed:
+            self._enforce_limits()
+
+    def _gather(self) -> _Chores:
+        """List what is to be done, as it stands now; the thread looks at nothing else."""
+        chores = _Chores(min_free=self._min_free)
+        for log in self._logs:
+            for segment in log.to_close:
+                chores.syncs.append(_Sync(log, segment, segment.size, segment.end, close=True))
+            active = log.active
+            if active is not None and active.synced < active.size:
+                chores.syncs.append(_Sync(log, active, active.size, active.end, close=False))
+            if log.unsynced_directory:
+                log.unsynced_directory = False
+                chores.directories.append(log.directory)
+            if log.state_file.unsynced:
+                log.state_file.unsynced = False
+                chores.states.append(log.state_file.descriptor)
+            chores.doomed += [(log, path) for path in log.doomed]
+        if self._clock.seconds() >= self._readers_due:
+            self._readers_due = self._clock.seconds() + HOUSEKEEPING_SECONDS
+            chores.now_ms = self._now_ms()
+        return chores
+
+    def _work(self, chores: _Chores) -> None:
+        """In a thread: do what is listed, note what failed."""
+        files, directory = self._files, self._directory
+        for sync in chores.syncs:
+            try:
+                if not sync.segment.failed:
+                    files.fsync(sync.segment.fd)
+            except OSError as error:
+                sync.error = error
+            if sync.close:
+                with contextlib.suppress(OSError):
+                    files.close(sync.segment.fd)
+        for log, path in chores.doomed:
+            try:
+                files.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                chores.problems.append(f"{path}: cannot be deleted: {error}")
+                continue
+            chores.gone.append((log, path))
+        for parent in {*chores.directories, *(path.parent for _, path in chores.gone)}:
+            with _noting(chores.problems, parent):
+                sync_directory(files, parent)
+        for descriptor in chores.states:
+            with _noting(chores.problems, directory):
+                files.fsync(descriptor)
+        with _noting(chores.problems, directory):
+            chores.space = files.space(directory)
+            if chores.space.free > chores.min_free + RESERVE_BYTES:
+                _fill_reserve(files, directory / _RESERVE_FILE)
+        if chores.now_ms is not None:
+            with _noting(chores.problems, directory / READERS_DIRECTORY):
+                for name in forget_unused(directory, self._kept, chores.now_ms):
+                    self.log.info("reader {name} was not used for a day: forgotten", name=name)
+                chores.cursors, damaged = read_cursors(directory)
+                chores.problems += [str(error) for error in damaged.values()]
+
+    def _apply(self, chores: _Chores) -> None:
+        """Take over what came of the chores."""
+        for problem in chores.problems:
+            self.log.error("event log: {problem}", problem=problem)
+        for sync in chores.syncs:
+            log, segment = sync.log, sync.segment
+            if sync.close:
+                log.to_close.remove(segment)
+            if sync.error is not None:
+                # What the kernel could not write it may forget: nothing more goes into this file.
+                self.log.error("{path}: fsync: {error}", path=segment.path, error=sync.error)
+                log.state.sync_failures += 1
+                segment.failed = True
+                if log.active is segment:
+                    log.seal(self._now_ms())
+            elif not segment.failed:
+                segment.synced = sync.size
+                log.state.checkpoint = (segment.name.ident, sync.size, sync.end)
+        for log in {id(sync.log): sync.log for sync in chores.syncs}.values():
+            log.write_state()
+        for log, path in chores.gone:
+            log.doomed.pop(path, None)
+        if chores.space is not None:
+            self._space = chores.space
+        if chores.cursors is not None:
+            self._cursors = chores.cursors
+
+    def _enforce_limits(self) -> None:
+        """Give up segments by cap, age and free space; refuse records when that does not do."""
+        now_ms = self._now_ms()
+        horizon_ms = now_ms - int(self._settings.retention * 1000)
+        before = sum(len(log.doomed) + len(log.to_close) for log in self._logs)
+        for log in self._logs:
+            while log.sealed and log.kept_bytes > log.cap_bytes:
+                log.doom_oldest("cap")
+            if log.active is not None and log.active.name.created_ms < horizon_ms:
+                log.seal(now_ms)  # so that it can age
+            needed = self._needed(log)
+            while log.sealed and log.sealed[0].last_ms < horizon_ms and log.sealed[0].end <= needed:
+                log.doom_oldest("retention")
+        self._enforce_free_space()
+        if sum(len(log.doomed) + len(log.to_close) for log in self._logs) > before:
+            self._queue_chores()
+
+    def _needed(self, log: ClassLog) -> int:
+        """The first record that a reader of the settings has not dealt with."""
+        label = log.record_class.label
+        places = [self._cursors.get(name, Cursor()).classes.get(label) for name in self._kept]
+        return min(
+            (place.position if place else 0 for place in places), default=log.state.next_offset
+        )
+
+    def _enforce_free_space(self) -> None:
+        short = self._min_free - self._space.free
+        short -= sum(sum(log.doomed.values()) for log in self._logs)
+        for log in self._by_worth():
+            while short > 0 and log.sealed:
+                short -= log.sealed[0].size
+                log.doom_oldest("min_free")
+        reason = "min_free" if short > 0 else None
+        for log in self._logs:
+            if log.record_class is not RecordClass.CONTROL and log.refusing != reason:
+                log.refusing = reason
+                if reason:
+                    self.log.error(
+                        "{path}: only {free} bytes free, {minimum} are kept free: {label} records "
+                        "are dropped; make room, or lower eventlog.min_free_bytes",
+                        path=self._directory,
+                        free=self._space.free,
+                        minimum=self._min_free,
+                        label=log.record_class.label,
+                    )
+                else:
+                    self.log.info("{label} records are kept again", label=log.record_class.label)
+
+    def _by_worth(self) -> list[ClassLog]:
+        """The logs, the one that is given up first in front."""
+        order = (RecordClass.TELEMETRY, RecordClass.LOGS, RecordClass.CONTROL)
+        return [self._logs[each] for each in order]
+
+    def _make_room(self, cls: RecordClass) -> bool:
+        """Delete something at once, because a write met a full disk; False if nothing is left.
+
+        Telemetry and logs give way to control, never the other way round.
+        """
+        reserve = self._directory / _RESERVE_FILE
+        for log in self._by_worth():
+            if any(self._unlinked(log, path) for path in list(log.doomed)):
+                return True
+            if log.record_class is RecordClass.CONTROL:
+                if cls is not RecordClass.CONTROL:
+                    continue
+                with contextlib.suppress(OSError):
+                    self._files.unlink(reserve)
+                    return True
+            if log.sealed and not any(
+                each.name == log.sealed[0].name for each in log.to_close
+            ):  # a file still open would give nothing back
+                path = log.doom_oldest("disk_full")
+                if self._unlinked(log, path):
+                    return True
+        return False
+
+    def _unlinked(self, log: ClassLog, path: Path) -> bool:
+        try:
+            self._files.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.log.error("{path}: cannot be deleted: {error}", path=path, error=error)
+            return False
+        log.doomed.pop(path, None)
+        return True
+
+    # -- figures
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Where every record went, by class label; what is buffered is committed first.
+
+        Returns:
+            ``{class: {read, appended, dropped: {reason: n}, readers: {name: {acknowledged,
+            set_aside, waiting, expired: {reason: n}}}}}``, where read = appended + dropped and,
+            for each reader, appended = acknowledged + set_aside + waiting + expired. A reader's
+            counts begin at offset 0: what was gone before its first use is expired{before}.
+        """
+        self.commit()
+        with contextlib.suppress(OSError, OperatorError):
+            self._cursors = read_cursors(self._directory)[0]
+        return {
+            log.record_class.label: {
+                "read": log.read,
+                "appended": log.state.next_offset,
+                "dropped": dict(log.state.dropped),
+                "readers": {
+                    name: _reader_account(log, cursor)
+                    for name, cursor in sorted(self._cursors.items())
+                },
+            }
+            for log in self._logs
+        }
+
+    def stats(self) -> LogStats:
+        """Figures for metrics; costs a few microseconds."""
+        return LogStats(
+            {
+                log.record_class: ClassStats(
+                    bytes_on_disk=log.kept_bytes + sum(log.doomed.values()),
+                    cap_bytes=log.cap_bytes,
+                    segments=len(log.sealed) + (log.active is not None),
+                    oldest_offset=log.oldest_offset,
+                    next_offset=log.state.next_offset,
+                    read=log.read,
+                    dropped=dict(log.state.dropped),
+                    write_failures=log.write_failures,
+                    sync_failures=log.state.sync_failures,
+                    lost_tails=log.state.lost_tails,
+                    lost_records=log.state.lost_records,
+                    lost_bytes=log.state.lost_bytes,
+                )
+                for log in self._logs
+            },
+            free_bytes=self._space.free,
+            min_free_bytes=self._min_free,
+            buffered_bytes=self._buffered,
+        )
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str], path: Path) -> Iterator[None]:
+    """Turn a failing file operation into a line for the log."""
+    try:
+        yield
+    except (OSError, OperatorError) as error:
+        problems.append(f"{path}: {error}")
+
+
+def _fill_reserve(files: FileOperations, path: Path) -> None:
+    """Have `RESERVE_BYTES` of disk allocated at ``path``."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size >= RESERVE_BYTES:
+            return
+    fd = files.open(path, os.O_CREAT | os.O_WRONLY)
+    try:
+        files.allocate(fd, RESERVE_BYTES)
+    except OSError:  # a volume this small or this full does without
+        files.ftruncate(fd, 0)
+    finally:
+        files.close(fd)
+
+
+def _reader_account(log: ClassLog, cursor: Cursor) -> dict[str, Any]:
+    """A reader's part of the ledger for one class."""
+    place = cursor.classes.get(log.record_class.label, ClassCursor())
+    expired = dict(place.expired)
+    start = max(place.position, log.oldest_offset)
+    for reason, count in log.state.expired(place.position, start).items():
+        expired[reason] = expired.get(reason, 0) + count
+    return {
+        "acknowledged": place.acknowledged,
+        "set_aside": place.set_aside,
+        "waiting": log.state.next_offset - start,
+        "expired": expired,
+    }

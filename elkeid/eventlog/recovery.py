@@ -1,0 +1,187 @@
+"""Opening a class after any end of the last process: what is there, what the next offset is.
+
+Only the last segment is walked, from the last checkpoint on; the ends of the others follow from
+the names of their successors. So the time does not grow with the backlog.
+"""
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+from attrs import define, field
+from twisted.logger import Logger
+
+from elkeid.eventlog.files import FileOperations
+from elkeid.eventlog.format import SEGMENT_HEADER_BYTES, SegmentName
+from elkeid.eventlog.segment import SegmentReader, list_segments, read_segment_header
+from elkeid.eventlog.state import STATE_FILE, LogState, read_state
+from elkeid.wire.datatypes import RecordClass
+
+_log = Logger()
+
+
+@define
+class Segment:
+    """A segment that is no longer written."""
+
+    name: SegmentName
+    end: int  # offset after its last record
+    size: int  # bytes of its file
+    last_ms: int  # when it was sealed, milliseconds since the epoch
+
+
+@define
+class Recovered:
+    """What is on disk of one class, its tail repaired."""
+
+    state: LogState
+    sequence: int  # of the slot the state came from
+    sealed: list[Segment] = field(factory=list)
+    active: SegmentName | None = None  # to be written on; None: begin a new one
+    active_size: int = 0
+
+
+@define
+class _Tail:
+    """What the walk over the last segment found."""
+
+    position: int  # where the last whole frame ends, bytes
+    end: int  # offset after the last record
+    dropped: int  # running total
+    torn_records: int = 0  # of a frame begun but not finished
+
+
+def check_versions(directory: Path) -> None:
+    """Refuse a class that another version wrote, before anything is changed.
+
+    Raises:
+        LogFormatError: a segment or the state is of an unknown format version.
+    """
+    read_state(directory / STATE_FILE)
+    for name in list_segments(directory):
+        read_segment_header(directory / str(name))
+
+
+def _walk(path: Path, name: SegmentName, checkpoint: tuple[int, int, int]) -> _Tail:
+    reader = SegmentReader(path, name)
+    try:
+        tail = _Tail(SEGMENT_HEADER_BYTES, name.base, reader.header.dropped if reader.header else 0)
+        ident, position, end = checkpoint
+        if ident == name.ident and SEGMENT_HEADER_BYTES <= position <= reader.size():
+            reader.position = tail.position = position
+            tail.end = end
+        while frame := reader.next():
+            tail.position, tail.end = frame.end, frame.header.end_offset
+            tail.dropped = frame.header.dropped
+        torn = reader.tail_header()
+        if torn is not None and torn.first_offset >= tail.end:
+            tail.torn_records = torn.records
+        if reader.damaged_bytes:
+            _log.error(
+                "{path}: {n} bytes are damaged; their records are lost, the rest is kept",
+                path=path,
+                n=reader.damaged_bytes,
+            )
+        return tail
+    finally:
+        reader.close()
+
+
+def _cut(files: FileOperations, path: Path, size: int) -> None:
+    fd = files.open(path, os.O_WRONLY)
+    try:
+        files.ftruncate(fd, size)
+    finally:
+        files.close(fd)
+
+
+def recover(
+    files: FileOperations, directory: Path, record_class: RecordClass, furthest: int
+) -> Recovered:
+    """Repair what the last process left of a class, and say where to go on.
+
+    Args:
+        files: the file operations.
+        directory: of the class; made if missing.
+        record_class: which one it is.
+        furthest: no offset below this may be given out: the furthest any reader has come.
+
+    Raises:
+        LogFormatError: see `check_versions`.
+        OSError: the disk does not let us.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    sequence, state = read_state(directory / STATE_FILE) or (0, LogState())
+    result = Recovered(state, sequence)
+    names = list_segments(directory)
+    for name, following in pairwise(names):
+        path = directory / str(name)
+        if following.base <= state.deleted_to or following.base == name.base:
+            files.unlink(path)  # its deletion was decided, or it holds no record
+            continue
+        size = path.stat().st_size
+        result.sealed.append(Segment(name, following.base, size, following.created_ms))
+    log_end, torn_bytes, torn_records = state.deleted_to, 0, 0
+    if names:
+        log_end = names[-1].base
+    dropped = 0
+    if names:
+        last, path = names[-1], directory / str(names[-1])
+        stat = path.stat()
+        if stat.st_size < SEGMENT_HEADER_BYTES:  # killed while beginning it
+            files.unlink(path)
+        else:
+            tail = _walk(path, last, state.checkpoint)
+            log_end, dropped, torn_records = tail.end, tail.dropped, tail.torn_records
+            torn_bytes = stat.st_size - tail.position
+            if read_segment_header(path) is None:  # never write on behind a damaged header
+                last_ms = int(stat.st_mtime * 1000)
+                result.sealed.append(Segment(last, tail.end, stat.st_size, last_ms))
+                torn_bytes = 0
+            else:
+                if torn_bytes:
+                    _cut(files, path, tail.position)
+                result.active, result.active_size = last, tail.position
+    unrecorded = dropped - sum(state.dropped.values())
+    if unrecorded > 0:  # the state was damaged; the frames know the sum, not the reasons
+        state.drop("unrecorded", unrecorded)
+    _account(
+        state,
+        record_class,
+        log_end=log_end,
+        furthest=furthest,
+        torn_bytes=torn_bytes,
+        torn_records=torn_records,
+    )
+    return result
+
+
+def _account(
+    state: LogState,
+    record_class: RecordClass,
+    *,
+    log_end: int,
+    furthest: int,
+    torn_bytes: int,
+    torn_records: int,
+) -> None:
+    """Set the next offset, and count what is known to have been lost at the tail."""
+    next_offset = max(log_end, state.next_offset, furthest)
+    # Records of a torn frame were read; unless their offsets were given out they never got any.
+    unstored = max(0, torn_records - (next_offset - log_end))
+    if unstored:
+        state.drop("lost_tail", unstored)
+    lost = next_offset - log_end + unstored
+    if lost or torn_bytes:
+        state.lost_tails += 1
+        state.lost_records += lost
+        state.lost_bytes += torn_bytes
+        _log.warn(
+            "event log {label}: the tail was lost: {n} bytes cut off, {records} records known lost;"
+            " the next offset is {offset}",
+            label=record_class.label,
+            n=torn_bytes,
+            records=lost,
+            offset=next_offset,
+        )
+    state.next_offset = next_offset

@@ -1,0 +1,169 @@
+"""Reading one segment: whole, checked frames in order, past damage, up to the torn tail."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from elkeid.eventlog.format import (
+    FRAME_HEADER_BYTES,
+    FRAME_MAGIC,
+    SEGMENT_HEADER_BYTES,
+    FrameHeader,
+    SegmentHeader,
+    SegmentName,
+    decode_frame_header,
+    decode_segment_header,
+    parse_segment_name,
+)
+
+CHUNK_BYTES = 256 * 1024  # one read: many small frames, or a good part of a large one
+
+
+class Frame(NamedTuple):
+    """A whole frame whose CRCs hold."""
+
+    header: FrameHeader
+    body: bytes
+    start: int  # its place in the file, bytes
+    end: int
+
+
+def list_segments(directory: Path) -> list[SegmentName]:
+    """Name the segments of a class in the order of writing; none when there is no folder."""
+    try:
+        with os.scandir(directory) as found:
+            names = [each.name for each in found]
+    except FileNotFoundError:
+        return []
+    return sorted(each for name in names if (each := parse_segment_name(name)))
+
+
+def read_segment_header(path: Path) -> SegmentHeader | None:
+    """Read a segment's header; None when it is short or damaged.
+
+    Raises:
+        LogFormatError: it is of another format version.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb", buffering=0) as source:
+        return decode_segment_header(source.read(SEGMENT_HEADER_BYTES) or b"", path)
+
+
+class SegmentReader:
+    """Walks the frames of one segment, which may still grow or be cut back at its tail.
+
+    Args:
+        path: the segment's file.
+        name: its parsed file name, which seeds the CRCs, so a damaged header loses no frame.
+        position: where to begin, bytes; a frame begins there unless the file is damaged.
+
+    Raises:
+        FileNotFoundError: it was deleted.
+        LogFormatError: it is of another format version.
+    """
+
+    def __init__(self, path: Path, name: SegmentName, position: int = SEGMENT_HEADER_BYTES) -> None:
+        self.path, self.name, self.position = path, name, position
+        self.damaged_bytes = 0  # skipped so far
+        self._seed = name.seed
+        self._chunk, self._chunk_at = b"", 0
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.header = decode_segment_header(os.pread(self._fd, SEGMENT_HEADER_BYTES, 0), path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def size(self) -> int:
+        """Bytes in the file now."""
+        return os.fstat(self._fd).st_size
+
+    def forget(self) -> None:
+        """Drop what was read ahead, since the tail may have changed since."""
+        self._chunk = b""
+
+    def next(self) -> Frame | None:
+        """Return the next whole frame, skipping damage that whole frames follow.
+
+        None means that no whole frame follows now: this is the end, or a frame being written,
+        or a torn tail.
+        """
+        frame = self._frame_at(self.position)
+        if frame is None:
+            self.forget()
+            frame = self._frame_at(self.position) or self._search(self.position)
+            if frame is None:
+                return None
+            self.damaged_bytes += frame.start - self.position
+        self.position = frame.end
+        return frame
+
+    def skip_to(self, offset: int) -> None:
+        """Move past frames that end at or before ``offset``, by their headers alone."""
+        while True:
+            header = self._header_at(self.position)
+            if header is None or header.end_offset > offset:
+                return
+            end = self.position + FRAME_HEADER_BYTES + header.body_bytes
+            if end > self.size():
+                return
+            self.position = end
+
+    def tail_header(self) -> FrameHeader | None:
+        """The sound header of a frame that is not whole, at the position; else None."""
+        return self._header_at(self.position)
+
+    def _read(self, at: int, count: int) -> int:
+        """Have ``count`` bytes from ``at`` in the chunk; return their index, or -1 if fewer."""
+        index = at - self._chunk_at
+        if not 0 <= index <= len(self._chunk) - count:
+            self._chunk = os.pread(self._fd, max(count, CHUNK_BYTES), at)
+            self._chunk_at, index = at, 0
+            if len(self._chunk) < count:
+                return -1
+        return index
+
+    def _header_at(self, at: int) -> FrameHeader | None:
+        index = self._read(at, FRAME_HEADER_BYTES)
+        return decode_frame_header(self._chunk, index, self._seed) if index >= 0 else None
+
+    def _frame_at(self, at: int) -> Frame | None:
+        header = self._header_at(at)
+        if header is None:
+            return None
+        start = at + FRAME_HEADER_BYTES
+        end = start + header.body_bytes
+        if end > self._chunk_at + len(self._chunk) and end > self.size():
+            return None  # before memory is taken for it
+        index = self._read(start, header.body_bytes)
+        if index < 0:
+            return None
+        body = self._chunk[index : index + header.body_bytes]
+        if crc32c(body) != header.body_crc:
+            return None
+        return Frame(header, body, at, end)
+
+    def _search(self, at: int) -> Frame | None:
+        """Find the first whole frame after a place where none is."""
+        while True:
+            window = os.pread(self._fd, CHUNK_BYTES, at)
+            if len(window) < FRAME_HEADER_BYTES:
+                return None
+            found = window.find(FRAME_MAGIC)
+            while found >= 0:
+                if len(window) - found < FRAME_HEADER_BYTES and found > 0:
+                    break  # read on from here
+                if decode_frame_header(window, found, self._seed):
+                    frame = self._frame_at(at + found)
+                    if frame is not None:
+                        return frame
+                found = window.find(FRAME_MAGIC, found + 1)
+            at += found if found > 0 else max(len(window) - len(FRAME_MAGIC) + 1, 1)
