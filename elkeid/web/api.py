@@ -139,7 +139,13 @@ class Api(Resource):
         peer = getattr(request.getClientAddress(), "host", "")
         _, _, query = request.uri.partition(b"?")
         call: Call = Call(
-            route.method, request.path, query, request.requestHeaders, peer, parts=parts
+            route.method,
+            request.path,
+            query,
+            request.requestHeaders,
+            peer,
+            parts=parts,
+            route=route,
         )
         try:
             call.raw_body = request.content.read()

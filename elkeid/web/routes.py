@@ -56,6 +56,7 @@ class Call(Generic[Query, Body]):
     query: Query = None  # type: ignore[assignment]
     body: Body = None  # type: ignore[assignment]
     answer_headers: dict[str, str] = Factory(dict)  # sent with whatever the answer will be
+    route: "Route | None" = None  # the one that serves this request
 
     def header(self, name: str) -> str | None:
         """The first value of a header, or None."""
@@ -72,7 +73,8 @@ class Route:
 
     ``path`` is in Klein's syntax (``/shared/Download/<string:name>``), whole, and without a
     trailing slash: both spellings are served. ``limit`` is the largest body in bytes.
-    ``answer`` is the type of ``data`` in a success, for documentation.
+    ``answer`` is the type of ``data`` in a success, for documentation. ``levels`` are those of
+    the users that may call a route of kind ``TOKEN``; without any, nobody may.
     """
 
     method: str
@@ -84,6 +86,7 @@ class Route:
     body: BodySchema | None = None
     limit: int = BODY_LIMIT
     answer: Any = None
+    levels: frozenset[int] = frozenset()
 
 
 class Routes:
@@ -109,6 +112,7 @@ class Routes:
         body: Any = None,
         limit: int = BODY_LIMIT,
         answer: Any = None,
+        levels: frozenset[int] = frozenset(),
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler under ``method`` and ``path``."""
 
@@ -124,6 +128,7 @@ class Routes:
                     body=None if body is None else BodySchema(body),
                     limit=limit,
                     answer=answer,
+                    levels=levels,
                 )
             )
             return handler
