@@ -20,14 +20,14 @@ from zope.interface import implementer
 
 from elkeid.errors import PeerError
 from elkeid.web.answers import encode_json
-from elkeid.wire import signature
+from elkeid.wire.signature import sign
 
 KiB = 1 << 10
 MiB = 1 << 20
 TIMEOUT = 5.0  # seconds for a whole call
 CONNECT_TIMEOUT = 3.0  # seconds; a host that is gone must not use up the call's deadline
 ANSWER_LIMIT = 4 * MiB  # bytes; callers that expect a whole fleet's status ask for more
-IDLE_SECONDS = 20.0  # a kept connection is dropped before the server drops it (30 s)
+IDLE_SECONDS = 20  # a kept connection is dropped before the server drops it (30 s)
 KEPT_CONNECTIONS = 2  # per host
 
 T = TypeVar("T")
@@ -114,27 +114,27 @@ class JsonClient:
         url: str,
         query: Mapping[str, str] | None = None,
         *,
-        timeout: float = TIMEOUT,
+        seconds: float = TIMEOUT,
         limit: int = ANSWER_LIMIT,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """GET; the rest as in `call`."""
         if query:
             url = f"{url}?{urlencode(query)}"
-        return await self.call("GET", url, b"", timeout=timeout, limit=limit, headers=headers)
+        return await self.call("GET", url, b"", seconds=seconds, limit=limit, headers=headers)
 
     async def post(
         self,
         url: str,
         body: object,
         *,
-        timeout: float = TIMEOUT,
+        seconds: float = TIMEOUT,
         limit: int = ANSWER_LIMIT,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """POST ``body`` as JSON; the rest as in `call`."""
         return await self.call(
-            "POST", url, encode_json(body), timeout=timeout, limit=limit, headers=headers
+            "POST", url, encode_json(body), seconds=seconds, limit=limit, headers=headers
         )
 
     async def call(
@@ -143,7 +143,7 @@ class JsonClient:
         url: str,
         body: bytes,
         *,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109 - the deadline is part of the contract
+        seconds: float = TIMEOUT,
         limit: int = ANSWER_LIMIT,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
@@ -153,7 +153,7 @@ class JsonClient:
             method: in capitals.
             url: whole, its query encoded.
             body: of the request.
-            timeout: seconds for everything, from connecting to the answer's last byte.
+            seconds: for everything, from connecting to the answer's last byte.
             limit: bytes of the answer; a larger one is broken off.
             headers: more headers.
 
@@ -162,11 +162,11 @@ class JsonClient:
             AnswerInvalid: it was larger than ``limit``.
         """
         exchange = Deferred.fromCoroutine(self._exchange(method, url, body, limit, headers or {}))
-        exchange.addTimeout(timeout, self._clock)
+        exchange.addTimeout(seconds, self._clock)
         try:
             return await exchange
         except DeferredTimeout as error:
-            raise Unreachable(f"{url}: no answer within {timeout:g} s") from error
+            raise Unreachable(f"{url}: no answer within {seconds:g} s") from error
         except (CancelledError, CallFailed):
             raise
         except Exception as error:
@@ -193,7 +193,7 @@ class JsonClient:
         assert self._credentials is not None
         ak, sk = self._credentials.ak, self._credentials.sk
         parts, timestamp = urlsplit(url), str(int(at))
-        signed = signature.sign(method, unquote(parts.path), parts.query, ak, sk, timestamp, body)
+        signed = sign(method, unquote(parts.path), parts.query, ak, sk, timestamp, body)
         for name, value in (("AccessKey", ak), ("TimeStamp", timestamp), ("Signature", signed)):
             headers.setRawHeaders(name, [value])
 

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IListeningPort,
     IOpenSSLServerConnectionCreator,
+    IProtocolFactory,
     IReactorTCP,
     IReactorTime,
 )
@@ -171,18 +172,16 @@ class BoundedChannel(HTTPChannel):
 
     site: "FaceSite"
     transport: Any  # plain TCP or TLS
-    _counted = False
     _began: float | None = None  # when the first byte of the current request came
 
     def connectionMade(self) -> None:
         """Take the connection, unless the face has too many."""
         super().connectionMade()
         site = self.site
-        if site.open >= site.limits.connections:
+        if len(site.channels) >= site.limits.connections:
             self.transport.abortConnection()
             return
-        site.open += 1
-        self._counted = True
+        site.channels.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; a request that has been under way for too long ends the connection."""
@@ -225,9 +224,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The connection is gone."""
-        if self._counted:
-            self.site.open -= 1
-            self._counted = False
+        self.site.channels.discard(self)
         super().connectionLost(reason)
 
 
@@ -245,7 +242,7 @@ class FaceSite(Site):
 
     def __init__(self, api: Api, reactor: IReactorTime, limits: FaceLimits | None = None) -> None:
         self.api, self.limits = api, limits or FaceLimits()
-        self.open = 0  # connections
+        self.channels: set[BoundedChannel] = set()  # open connections
         self.held = 0  # bytes of bodies in memory
         super().__init__(
             api,
@@ -254,6 +251,13 @@ class FaceSite(Site):
             reactor=reactor,
             parsePOSTFormSubmission=False,
         )
+
+    def close(self) -> None:
+        """Close every connection once the request that it serves, if any, is answered."""
+        for channel in list(self.channels):
+            channel.persistent = False
+            if not channel._handlingRequest:
+                channel.loseConnection()
 
     def acceptableProtocols(self) -> list[bytes]:
         """Offer no HTTP/2: the limits here are those of HTTP/1.1."""
@@ -271,14 +275,15 @@ class FaceSite(Site):
 
 def listen(
     reactor: IReactorTCP,
-    site: FaceSite,
+    site: IProtocolFactory,
     interface: str,
     port: int,
     *,
     setting: str,
     tls: IOpenSSLServerConnectionCreator | None = None,
+    backlog: int = 128,
 ) -> IListeningPort:
-    """Open a port for a face.
+    """Open a port for a face, or for another server of a role.
 
     Args:
         reactor: where.
@@ -286,14 +291,15 @@ def listen(
         interface: IP address; ``::`` is every address.
         port: 0 lets the system choose.
         setting: such as ``agentcenter.http_port``, for the error's text.
-        tls: a TLS context factory of ours, or None for plain HTTP.
+        tls: a TLS context factory of ours, or None for plain text.
+        backlog: connections that the system holds until we accept them.
 
     Raises:
         OperatorError: the port or address cannot be used; the text says what to change.
     """
     factory: Any = site if tls is None else TLSMemoryBIOFactory(tls, False, site)
     try:
-        return reactor.listenTCP(port, factory, interface=interface)
+        return reactor.listenTCP(port, factory, backlog=backlog, interface=interface)
     except CannotListenError as error:
         raise OperatorError(_cannot_listen(error, setting, interface, port)) from error
 

@@ -1,0 +1,278 @@
+"""How roles use ServiceDiscovery: register instances, keep them alive, look others up.
+
+What was last known stays in use while no member answers: a silent registry stops nothing.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from attrs import define, frozen
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elkeid.config import split_endpoint
+from elkeid.discovery.registry import Record
+from elkeid.web.client import CallFailed, JsonClient
+
+RENEW_SECONDS = 5.0  # upstream's 30 s leaves loads stale for as long; a lease lasts 105 s
+RETRY_SECONDS = (0.5, 1.0, 2.0)  # after the first failures: roles of one start find each other
+CALL_SECONDS = 4.0  # for one call; below the renewal's pause
+WATCH_SECONDS = 2.0
+EMPTY_SECONDS = 60.0  # a restarted registry is empty until everyone has renewed, 30 s at most
+STOP_SECONDS = 3.0  # for what is under way, then for evicting
+ANSWER_BYTES = 8 << 20  # 10,000 instances with common extras
+
+Load = Callable[[], tuple[int, dict[str, Any] | None]]
+"""Returns weight and extra of an instance, as they are now."""
+
+
+class Unknown(CallFailed):
+    """No member of ServiceDiscovery answered, and nothing is known from before."""
+
+
+class _Detail(msgspec.Struct):
+    data: list[Record] | None = None
+
+
+class _Done(msgspec.Struct):
+    msg: str = ""
+
+
+class _Loop:
+    """Runs a job again and again; the job says after how many seconds."""
+
+    log = Logger()
+
+    def __init__(self, clock: IReactorTime, job: Callable[[], Awaitable[float]]) -> None:
+        self._clock, self._job = clock, job
+        self._call: IDelayedCall | None = None
+        self._stopped = False
+        self.running: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """Run now."""
+        self._call = None
+        self.running = Deferred.fromCoroutine(self._run())
+
+    async def _run(self) -> None:
+        try:
+            pause = await self._job()
+        except CancelledError:
+            return
+        except Exception:
+            self.log.failure("a repeated job failed; it goes on")
+            pause = RENEW_SECONDS
+        self.running = None
+        if not self._stopped:
+            self._call = self._clock.callLater(pause, self.start)
+
+    def stop(self) -> Deferred[None] | None:
+        """Run no more; return what fires when a present run has ended, if there is one."""
+        self._stopped = True
+        if self._call is not None and self._call.active():
+            self._call.cancel()
+        return self.running
+
+
+@define
+class _Outage:
+    """Says once when something begins to fail, and once when it works again."""
+
+    what: str
+    failures: int = 0
+    log = Logger()
+
+    def failed(self, reason: object) -> None:
+        if not self.failures:
+            self.log.warn("{what}: {reason}; trying on", what=self.what, reason=reason)
+        self.failures += 1
+
+    def worked(self) -> None:
+        if self.failures:
+            self.log.info("{what}: works again", what=self.what)
+        self.failures = 0
+
+    def pause(self, usual: float) -> float:
+        """Seconds until the next try: soon after the first failures, then as usual."""
+        if 0 < self.failures <= len(RETRY_SECONDS):
+            return min(usual, RETRY_SECONDS[self.failures - 1])
+        return usual
+
+
+class _Renewal:
+    """Keeps one instance registered at one member."""
+
+    def __init__(
+        self, clock: IReactorTime, http: JsonClient, member: str, body: dict[str, Any], load: Load
+    ) -> None:
+        self._http, self._member, self._body, self._load = http, member, body, load
+        self._outage = _Outage(f"cannot register {body['name']} at ServiceDiscovery {member}")
+        self.loop = _Loop(clock, self._renew)
+        self.held = False
+
+    async def _renew(self) -> float:
+        weight, extra = self._load()
+        try:
+            reply = await self._http.post(
+                f"http://{self._member}/registry/register",
+                {**self._body, "weight": weight, "extra": extra},
+                seconds=CALL_SECONDS,
+            )
+            reply.decode(_Done)
+        except CallFailed as error:
+            self.held = False
+            self._outage.failed(error)
+        else:
+            self.held = True
+            self._outage.worked()
+        return self._outage.pause(RENEW_SECONDS)
+
+    async def evict(self) -> None:
+        """Give the lease back; a member that does not answer lets it age out."""
+        try:
+            await self._http.post(
+                f"http://{self._member}/registry/evict", self._body, seconds=STOP_SECONDS
+            )
+        except CallFailed as error:
+            self._outage.failed(error)
+
+
+@frozen
+class _Known:
+    records: list[Record]
+    at: float  # seconds of the clock
+
+
+class DiscoveryClient:
+    """Registers, looks up and watches. Registers with every member; reads from any.
+
+    Args:
+        clock: for timers.
+        http: signs with a key that every member knows.
+        members: ``host:port`` of each.
+    """
+
+    log = Logger()
+
+    def __init__(self, clock: IReactorTime, http: JsonClient, members: Sequence[str]) -> None:
+        self._clock, self._http = clock, http
+        self._members = [_netloc(member) for member in members]
+        self._first = 0  # the member to ask first: the last that answered
+        self._renewals: list[_Renewal] = []
+        self._watches: list[_Loop] = []
+        self._known: dict[str, _Known] = {}
+
+    def register(self, name: str, ip: str, port: int, load: Load) -> None:
+        """Keep an instance registered from now until `stop`.
+
+        Args:
+            name: such as ``hids_svr_grpc``.
+            ip: what others dial: IPv4, IPv6 without brackets, or a name.
+            port: what others dial.
+            load: asked before every renewal.
+        """
+        body = {"name": name, "ip": ip, "port": port}
+        for member in self._members:
+            renewal = _Renewal(self._clock, self._http, member, body, load)
+            self._renewals.append(renewal)
+            renewal.loop.start()
+
+    def problems(self) -> list[str]:
+        """Why others cannot find this role, for ``/ready``; empty if they can."""
+        if not self._renewals or any(renewal.held for renewal in self._renewals):
+            return []
+        return ["registered with no ServiceDiscovery member"]
+
+    async def lookup(self, name: str) -> list[Record]:
+        """The instances of a name, in the order to try them.
+
+        While no member answers, or all have just lost their memory, this is what they said last.
+
+        Raises:
+            Unknown: no member answered, and none ever has.
+        """
+        answered, errors = False, []
+        for offset in range(len(self._members)):
+            number = (self._first + offset) % len(self._members)
+            try:
+                reply = await self._http.get(
+                    f"http://{self._members[number]}/registry/detail",
+                    {"name": name},
+                    seconds=CALL_SECONDS,
+                    limit=ANSWER_BYTES,
+                )
+                records = reply.decode(_Detail).data
+            except CallFailed as error:
+                errors.append(str(error))
+                continue
+            answered = True
+            if records:
+                self._first = number
+                self._known[name] = _Known(records, self._clock.seconds())
+                return records
+        known = self._known.get(name)
+        if answered and (known is None or self._clock.seconds() - known.at > EMPTY_SECONDS):
+            self._known.pop(name, None)
+            return []
+        if known is None:
+            raise Unknown(f"no ServiceDiscovery member answers: {'; '.join(errors)}")
+        return known.records
+
+    def watch(self, name: str, changed: Callable[[list[Record]], None]) -> None:
+        """Tell ``changed`` the instances of a name: first what there is, then every change.
+
+        Only instances that come and go count as changes, not their loads or states.
+        """
+        outage = _Outage(f"cannot look up {name}")
+        told: set[tuple[str, int]] | None = None
+
+        async def poll() -> float:
+            nonlocal told
+            try:
+                records = await self.lookup(name)
+            except CallFailed as error:
+                outage.failed(error)
+                return outage.pause(WATCH_SECONDS)
+            outage.worked()
+            addresses = {(record.ip, record.port) for record in records}
+            if addresses != told:
+                told = addresses
+                changed(records)
+            return WATCH_SECONDS
+
+        loop = _Loop(self._clock, poll)
+        self._watches.append(loop)
+        loop.start()
+
+    async def stop(self) -> None:
+        """End all timers, then give the leases back; takes at most two `STOP_SECONDS`."""
+        for loop in self._watches:
+            running = loop.stop()
+            if running is not None:
+                running.cancel()
+        # A renewal must not arrive after the eviction: let those under way end first.
+        under_way = [renewal.loop.stop() for renewal in self._renewals]
+        for running in under_way:
+            if running is not None:
+                running.addTimeout(STOP_SECONDS, self._clock)
+                running.addErrback(_ignore)
+        await DeferredList([running for running in under_way if running is not None])
+        await DeferredList(
+            [Deferred.fromCoroutine(renewal.evict()) for renewal in self._renewals],
+            consumeErrors=True,
+        )
+        self._renewals.clear()
+        self._watches.clear()
+
+
+def _ignore(failure: Failure) -> None:
+    """A renewal that does not end in time has been cancelled."""
+
+
+def _netloc(member: str) -> str:
+    """``host:port`` as it stands in a URL, with brackets around an IPv6 address."""
+    host, port = split_endpoint(member)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
