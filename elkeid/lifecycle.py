@@ -72,14 +72,14 @@ class OrderedRoles(Service):
     ) -> None:
         self._clock, self._makers, self._ready, self._fatal = clock, makers, ready, fatal
         self._started: list[Role] = []
-        self._starting: Deferred[None] | None = None
+        self._starting: Deferred[None] | None = None  # None again when it is over
         self._stopping: Deferred[None] | None = None
 
     def startService(self) -> None:
         """Begin the start; its end is told to ``ready`` or ``fatal``."""
         super().startService()
-        self._starting = Deferred.fromCoroutine(self._start())
-        self._starting.addErrback(self._failed)
+        self._starting = starting = Deferred.fromCoroutine(self._start())
+        starting.addBoth(self._start_over)
 
     def stopService(self) -> Deferred[None]:
         """Stop what was started, last first; a start under way is abandoned."""
@@ -97,9 +97,12 @@ class OrderedRoles(Service):
                 return
         self._ready()
 
+    def _start_over(self, result: Failure | None) -> None:
+        self._starting = None
+        if isinstance(result, Failure) and self.running:
+            self._failed(result)  # else abandoned by stopService, which does the rest
+
     def _failed(self, failure: Failure) -> None:
-        if not self.running:  # abandoned by stopService, which does the rest
-            return
         error = failure.value
         assert error is not None
         if (text := sentence(error)) is not None:
@@ -122,7 +125,7 @@ class OrderedRoles(Service):
 
     async def _stop_all(self) -> None:
         end = self._clock.seconds() + STOP_SECONDS
-        if self._starting is not None and not self._starting.called:
+        if self._starting is not None:
             # The start was cancelled, but its role does not let go at once.
             try:
                 await self._within(RESERVED_SECONDS, self._starting)
