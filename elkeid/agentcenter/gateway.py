@@ -1,0 +1,153 @@
+"""What all connections of a gateway share: who is here, what is counted, what comes next."""
+
+import time
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from elkeid.agentcenter.counters import Counters
+from elkeid.agentcenter.heartbeats import PLUGIN_LIMIT, fields_of
+from elkeid.agentcenter.intake import Intake
+from elkeid.agentcenter.link import AgentLink, Call
+from elkeid.agentcenter.table import AgentTable
+from elkeid.agentcenter.transfer import TransferStream
+from elkeid.config import AgentCenterSettings
+from elkeid.errors import WireError
+from elkeid.eventlog.log import EventLog
+from elkeid.wire import item
+from elkeid.wire.datatypes import AGENT_HEARTBEAT, PLUGIN_HEARTBEAT
+from elkeid.wire.grpc import CallStarted, ConnectionLimits, GrpcServerConnection, Status
+from elkeid.wire.rawdata import Header
+
+TRANSFER_PATH = "/grpc.Transfer/Transfer"
+
+GOODBYES = 50
+"""Connections told in one reactor turn that we stop: a few milliseconds of work."""
+
+
+class Gateway:
+    """What the connections of one AgentCenter process share.
+
+    Args:
+        settings: limits and rules.
+        event_log: where records go; open.
+        clock: for deadlines and rates.
+        wall: the time in unix seconds, for what others read.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: AgentCenterSettings,
+        event_log: EventLog,
+        clock: IReactorTime,
+        wall: Callable[[], int] = lambda: int(time.time()),
+    ) -> None:
+        self.settings = settings
+        self.event_log = event_log
+        self.clock = clock
+        self.wall = wall
+        self.table = AgentTable(settings.takeover_seconds)
+        self.counters = Counters()
+        self.intake = Intake(settings, event_log, clock, wall, self.counters)
+        self.links: set[AgentLink] = set()
+        self.streams = 0  # Transfer calls that hold a place under connection_limit
+        self.draining: int | None = None  # the status that new calls are refused with
+        self._drained: Deferred[None] | None = None
+
+    def link(self) -> AgentLink:
+        """Make the protocol for one new connection."""
+        limits = ConnectionLimits(message_bytes=self.settings.message_bytes)
+        grpc = GrpcServerConnection(limits, (TRANSFER_PATH,))
+        return AgentLink(grpc, self, self.clock, self.settings.handshake_seconds)
+
+    # --- what connections tell
+
+    def connected(self, link: AgentLink) -> None:
+        """A TLS handshake is done."""
+        self.counters.handshakes += 1
+        self.links.add(link)
+
+    def lost(self, link: AgentLink, spoke: bool) -> None:
+        """A connection is gone."""
+        self.links.discard(link)
+        if not spoke:
+            self.counters.failed_handshakes += 1
+        if self._drained is not None and not self.links:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def drain(self, status: int) -> Deferred[None]:
+        """Say goodbye to every connection, read each to its end, and fire when all are gone.
+
+        Args:
+            status: what calls that come now are refused with; those under way end OK.
+        """
+        self.draining = status
+        drained = self._drained = Deferred[None]()
+        self._say_goodbye(list(self.links))
+        if not self.links and self._drained is not None:
+            self._drained = None
+            drained.callback(None)
+        return drained
+
+    def _say_goodbye(self, links: list[AgentLink]) -> None:
+        for link in links[:GOODBYES]:
+            link.go_away()
+        if len(links) > GOODBYES:
+            self.clock.callLater(0, self._say_goodbye, links[GOODBYES:])
+
+    def abort(self) -> None:
+        """Reset every connection that is left."""
+        for link in list(self.links):
+            link.abort()
+
+    def started(self, link: AgentLink, event: CallStarted) -> Call:
+        """A peer opened a Transfer call."""
+        stream = TransferStream(self, link, event.stream_id, event.encoding)
+        self.counters.streams += 1
+        if self.draining is not None:
+            stream.end(self.draining, "this AgentCenter is stopping")
+        elif self.streams >= self.settings.connection_limit:
+            stream.end(Status.UNKNOWN, "out of max connection limit")
+        else:
+            self.streams += 1
+            stream.admitted = True
+        return stream
+
+    def released(self, stream: TransferStream) -> None:
+        """A Transfer call is over; its place and its id are free."""
+        if stream.admitted:
+            self.streams -= 1
+        if stream.agent_id:
+            heir = self.table.release(stream.agent_id, stream, self.wall())
+            if isinstance(heir, TransferStream):
+                heir.granted()
+
+    # --- what agents say of themselves
+
+    def apply(self, stream: TransferStream, header: Header, data_type: int, body: bytes) -> None:
+        """Note a heartbeat of the stream that holds its id."""
+        if data_type not in (AGENT_HEARTBEAT, PLUGIN_HEARTBEAT):
+            return
+        agent = self.table.holds(stream.agent_id, stream)
+        if agent is None:
+            return
+        try:
+            if data_type == AGENT_HEARTBEAT:
+                fields_of(body)
+                agent.header, agent.heartbeat, agent.heartbeat_at = header, body, self.wall()
+            else:
+                name = item.decode(body).get(b"name", b"")
+                fields_of(body)
+                if not name or (name not in agent.plugins and len(agent.plugins) >= PLUGIN_LIMIT):
+                    raise WireError("plugin heartbeat without a name, or of too many plugins")
+                agent.plugins[name] = (body, self.wall())
+        except WireError as error:
+            self.counters.bad_heartbeats += 1
+            self.log.info("{peer}: heartbeat ignored: {error}", peer=stream.peer_addr, error=error)
+            return
+        self.table.touch(agent)

@@ -1,0 +1,230 @@
+"""One agent's TLS connection: moves bytes, knows the calls on it, decides nothing about records."""
+
+from collections.abc import Callable
+from os import urandom
+from typing import Protocol as Interface
+from typing import cast
+
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from elkeid.wire.grpc import (
+    CallCancelled,
+    CallStarted,
+    ConnectionEnded,
+    GrpcServerConnection,
+    HalfClosed,
+    MessageReceived,
+    PingAcked,
+)
+
+
+class Call(Interface):
+    """One gRPC call on a connection."""
+
+    def message(self, compressed: bool, body: bytes) -> None:
+        """A whole message has come, still compressed when ``compressed`` is true."""
+
+    def half_closed(self) -> None:
+        """The peer sends no more."""
+
+    def leave(self) -> None:
+        """This process stops: end the call, and read it to its end."""
+
+    def over(self) -> None:
+        """Nothing more comes: the call was cancelled or its connection is gone."""
+
+
+class Calls(Interface):
+    """Where a connection's calls come from; the gateway."""
+
+    def connected(self, link: "AgentLink") -> None:
+        """The TLS handshake is done."""
+
+    def started(self, link: "AgentLink", event: CallStarted) -> Call:
+        """A peer opened a call on a known path."""
+
+    def lost(self, link: "AgentLink", spoke: bool) -> None:
+        """The connection is gone; ``spoke`` tells whether its handshake was ever done."""
+
+
+@implementer(IHandshakeListener, IPushProducer)
+class AgentLink(Protocol):
+    """Moves bytes between one TLS connection and its gRPC calls.
+
+    Args:
+        grpc: the connection's wire state, without I/O.
+        calls: makes and forgets calls.
+        clock: for the deadlines below.
+        handshake_seconds: TLS and the first request must be done in this time, or the
+            connection is reset.
+    """
+
+    log = Logger()
+    transport: ISSLTransport
+
+    def __init__(
+        self,
+        grpc: GrpcServerConnection,
+        calls: Calls,
+        clock: IReactorTime,
+        handshake_seconds: float,
+    ) -> None:
+        self.grpc = grpc
+        self._calls = calls
+        self._clock = clock
+        self._open: dict[int, Call] = {}
+        self._blocked = False  # the transport's buffer is full: the wire state keeps its output
+        self._shaken = False
+        self._probe: tuple[bytes, IDelayedCall, Callable[[bool], None]] | None = None
+        self._closing = False
+        self._deadline: IDelayedCall | None = None
+        self._handshake_seconds = handshake_seconds
+
+    def connectionMade(self) -> None:
+        """Arm the deadline for the handshake."""
+        self._deadline = self._clock.callLater(self._handshake_seconds, self.abort)
+        self.transport.registerProducer(self, True)
+
+    def handshakeCompleted(self) -> None:
+        """Go on only with HTTP/2 agreed on: a peer without it cannot be an agent."""
+        if self.transport.negotiatedProtocol != b"h2":
+            self.abort()
+            return
+        self._shaken = True
+        self._calls.connected(self)
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """Address and port of the other end."""
+        address = self.transport.getPeer()
+        return address.host, address.port
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand what has come to the calls, then send what that made us say."""
+        for event in self.grpc.receive_data(data):
+            kind = type(event)
+            if kind is MessageReceived:
+                message = cast(MessageReceived, event)
+                call = self._open.get(message.stream_id)
+                if call is not None:
+                    call.message(message.compressed, message.body)
+            else:
+                self._rarer(event)
+        if not self._blocked:
+            out = self.grpc.data_to_send()
+            if out:
+                self.transport.write(out)
+
+    def _rarer(self, event: object) -> None:
+        if isinstance(event, CallStarted):
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+            self._open[event.stream_id] = self._calls.started(self, event)
+        elif isinstance(event, HalfClosed):
+            call = self._open.get(event.stream_id)
+            if call is not None:
+                call.half_closed()
+        elif isinstance(event, CallCancelled):
+            self.forget(event.stream_id)
+        elif isinstance(event, PingAcked):
+            if self._probe is not None and self._probe[0] == event.payload:
+                self._probed(True)
+        elif isinstance(event, ConnectionEnded):
+            if event.error_code:
+                self.log.info(
+                    "{peer}: connection ended: {reason}", peer=self.peer, reason=event.reason
+                )
+            self._flush()
+            self.transport.loseConnection()
+
+    def _flush(self) -> None:
+        out = self.grpc.data_to_send()
+        if out:
+            self.transport.write(out)
+
+    def flush(self) -> None:
+        """Send what was said outside `dataReceived`."""
+        if not self._blocked:
+            self._flush()
+
+    def forget(self, stream_id: int) -> None:
+        """A call is over; tell it, if it is still known."""
+        call = self._open.pop(stream_id, None)
+        if call is not None:
+            call.over()
+        if self._closing and not self._open:
+            self.transport.loseConnection()
+
+    @property
+    def calls(self) -> int:
+        """How many calls are open."""
+        return len(self._open)
+
+    def probe(self, seconds: float, answered: Callable[[bool], None]) -> None:
+        """Ask the peer for a sign of life; ``answered`` gets whether it came in time."""
+        if self._probe is not None:
+            raise AssertionError("one probe at a time: the table lets one newcomer wait")
+        payload = urandom(8)
+        timer = self._clock.callLater(seconds, self._probed, False)
+        self._probe = (payload, timer, answered)
+        self.grpc.send_ping(payload)
+        self.flush()
+
+    def _probed(self, answered: bool) -> None:
+        if self._probe is None:
+            return
+        _, timer, tell = self._probe
+        self._probe = None
+        if timer.active():
+            timer.cancel()
+        tell(answered)
+
+    def go_away(self) -> None:
+        """Tell the peer to open no more calls here; close once those under way are over."""
+        self._closing = True
+        self.grpc.send_goaway()
+        for call in list(self._open.values()):
+            call.leave()
+        self.flush()
+        if not self._open:
+            self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Reset the connection: the peer tries its next address at once."""
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Tell every call, and cancel what waits."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        for stream_id in list(self._open):
+            self._open.pop(stream_id).over()
+        if self._probe is not None:
+            self._probe[1].cancel()
+            self._probe = None  # the table knows from the calls that the holder is gone
+        self._calls.lost(self, self._shaken)
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full."""
+        self._blocked = True
+
+    def resumeProducing(self) -> None:
+        """The transport's buffer has drained."""
+        self._blocked = False
+        self._flush()
+
+    def stopProducing(self) -> None:
+        """The connection is going away."""
+        self._blocked = True

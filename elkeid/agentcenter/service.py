@@ -1,0 +1,225 @@
+"""The role ``ac``: one AgentCenter process."""
+
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
+from elkeid.agentcenter.gateway import Gateway
+from elkeid.config import Settings
+from elkeid.discovery.client import DiscoveryClient
+from elkeid.eventlog.log import EventLog
+from elkeid.keys import Keys
+from elkeid.metrics import AgentCenterMetrics, GatewayFigures
+from elkeid.tls import agent_listener_options, api_server_options
+from elkeid.web.api import Api
+from elkeid.web.client import Credentials, JsonClient, http_agent
+from elkeid.web.plain import Liveness, MetricsPage
+from elkeid.web.routes import AuthKind
+from elkeid.web.signed import SignatureCheck
+from elkeid.web.site import FaceSite, listen
+from elkeid.wire.grpc import Status
+
+GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
+HTTP_NAME: Final = "hids_svr_http"
+
+BACKLOG = 4096
+"""Connections the kernel holds for us: after a restart a whole fleet dials within seconds."""
+
+DRAIN_SECONDS = 6.5
+"""For reading agents to their end at a stop; a process must be gone within ten seconds."""
+
+# A vanished host sends no FIN. The kernel asks an idle connection after 45 s, thrice at most.
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 45),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+
+
+class LinkFactory(Factory):
+    """Makes the protocol of each accepted connection."""
+
+    noisy = False
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def buildProtocol(self, addr: object) -> Any:
+        """A link of its own for each connection."""
+        return self._gateway.link()
+
+
+class AgentCenterRole:
+    """Runs the agents' port, the HTTP API, and the event log behind them.
+
+    Args:
+        settings: of this process.
+        keys: server certificate, and the access keys of the inner APIs.
+        reactor: for ports, timers and threads.
+    """
+
+    name = "ac"
+    log = Logger()
+
+    def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
+        self._settings, self._keys, self._reactor = settings, keys, reactor
+        self._pool = ThreadPool(1, 4, name="eventlog")
+        self.event_log = EventLog(
+            self.log_directory(settings), settings.eventlog, reactor, self._in_thread
+        )
+        self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
+        self.registry = CollectorRegistry()
+        AgentCenterMetrics(self.registry, self._figures)
+        self._discovery: DiscoveryClient | None = None
+        self._agents_port: IListeningPort | None = None
+        self._api_port: IListeningPort | None = None
+        self._site: FaceSite | None = None
+
+    @staticmethod
+    def log_directory(settings: Settings) -> Path:
+        """Where this process keeps its event log."""
+        return settings.server.data_dir / "eventlog"
+
+    def _in_thread(self, function: Any, *args: Any, **named: Any) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._pool, function, *args, **named)
+
+    async def start(self) -> None:
+        """Open the log, then the API, then the agents' port; then tell ServiceDiscovery.
+
+        Raises:
+            OperatorError: the log or a port cannot be opened.
+        """
+        settings = self._settings.agentcenter
+        self._pool.start()
+        await self.event_log.open()
+        api = Api(
+            ENVELOPE,
+            (
+                ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
+                Liveness(self._problems),
+            ),
+            {AuthKind.SIGNED: SignatureCheck(self._keys.aksk, time.time)},
+        )
+        api.mount("/metrics", MetricsPage(self.registry, settings.metrics_networks, api.refusal))
+        self._site = FaceSite(api, self._reactor)
+        self._api_port = listen(
+            self._reactor,
+            self._site,
+            settings.listen,
+            settings.http_port,
+            setting="agentcenter.http_port",
+            tls=api_server_options(self._keys),
+        )
+        self._agents_port = self._listen_for_agents()
+        self._discovery = DiscoveryClient(
+            self._reactor,
+            JsonClient(
+                self._reactor,
+                http_agent(self._reactor),
+                time.time,
+                Credentials(*self._keys.signing_pair),
+            ),
+            self._settings.discovery.members,
+        )
+        address = self._settings.advertised("agentcenter")
+        self._discovery.register(GRPC_NAME, address, settings.grpc_port, self._load)
+        self._discovery.register(HTTP_NAME, address, settings.http_port, self._load)
+
+    def _listen_for_agents(self) -> IListeningPort:
+        settings = self._settings.agentcenter
+        port = listen(
+            self._reactor,
+            LinkFactory(self.gateway),
+            settings.listen,
+            settings.grpc_port,
+            setting="agentcenter.grpc_port",
+            tls=agent_listener_options(self._keys),
+            backlog=BACKLOG,
+        )
+        listener = getattr(port, "socket", None)
+        if listener is not None:
+            for level, option, value in KEEPALIVE:  # accepted sockets inherit these
+                listener.setsockopt(level, option, value)
+        return port
+
+    def _load(self) -> tuple[int, dict[str, Any] | None]:
+        """Weight and extra for ServiceDiscovery."""
+        limit = self._settings.agentcenter.connection_limit
+        return len(self.gateway.table), {"limit": limit}
+
+    async def stop(self) -> None:
+        """Leave ServiceDiscovery, close the port, read every agent to its end, flush the log."""
+        self.gateway.draining = True
+        if self._discovery is not None:
+            await self._discovery.stop()
+        if self._agents_port is not None:
+            await maybeDeferred(self._agents_port.stopListening)
+            await self._drain()
+        if self._api_port is not None:
+            await maybeDeferred(self._api_port.stopListening)
+        if self._site is not None:
+            self._site.close()
+        await self.event_log.close()
+        if self._pool.started:
+            self._pool.stop()
+
+    async def _drain(self) -> None:
+        drained = self.gateway.drain(Status.UNAVAILABLE)
+        drained.addTimeout(DRAIN_SECONDS, self._reactor)
+        try:
+            await drained
+        except DeferredTimeout:
+            self.log.warn(
+                "{n} connections did not end in time and were reset", n=len(self.gateway.links)
+            )
+            self.gateway.abort()
+
+    def _problems(self) -> list[str]:
+        """What keeps this role from its job, for ``/ready``."""
+        problems = [] if self._discovery is None else self._discovery.problems()
+        return [*self.event_log.problems(), *problems]
+
+    def _figures(self) -> GatewayFigures:
+        gateway = self.gateway
+        counters, table = gateway.counters, gateway.table
+        ledger: Mapping[str, Any] = self.event_log.ledger()
+        stats = self.event_log.stats()
+        return GatewayFigures(
+            agents=len(table),
+            streams=gateway.streams,
+            connection_limit=self._settings.agentcenter.connection_limit,
+            handshakes=counters.handshakes,
+            failed_handshakes=counters.failed_handshakes,
+            messages=counters.messages,
+            commands=0,
+            records={str(kind): count for kind, count in counters.data_types.items()},
+            ended={str(int(status)): count for status, count in counters.statuses.items()},
+            unidentified=counters.unidentified,
+            bad_heartbeats=counters.bad_heartbeats,
+            replaced=table.replaced,
+            hands_changed=table.hands_changed,
+            conflicts=table.conflicts,
+            log_read={name: each["read"] for name, each in ledger.items()},
+            log_appended={name: each["appended"] for name, each in ledger.items()},
+            log_dropped={
+                (name, reason): count
+                for name, each in ledger.items()
+                for reason, count in each["dropped"].items()
+            },
+            log_bytes={cls.label: each.bytes_on_disk for cls, each in stats.classes.items()},
+            certificate_expiry={name: at.timestamp() for name, at in self._keys.expiry.items()},
+        )

@@ -1,0 +1,272 @@
+"""One Transfer call: an agent's stream of records, from its first message to its end."""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from elkeid.agentcenter.identity import ID_BYTES, derived_id
+from elkeid.agentcenter.link import AgentLink
+from elkeid.agentcenter.rates import ClassBudget
+from elkeid.agentcenter.table import Claim
+from elkeid.errors import WireError
+from elkeid.wire.compression import MessageTooLarge, decompressor
+from elkeid.wire.grpc import Status
+from elkeid.wire.protobuf import TooManyFields
+from elkeid.wire.rawdata import Header, Packet, split
+
+if TYPE_CHECKING:
+    from elkeid.agentcenter.gateway import Gateway
+
+WAITING_RECORDS = 64
+"""Heartbeats kept from a newcomer while the holder is probed; one real batch has a few."""
+
+
+class State(Enum):
+    """Where a stream stands."""
+
+    FIRST = auto()  # nothing came yet
+    CLAIMING = auto()  # another address holds the id and is being probed
+    HOLDER = auto()  # the agent of its id
+    ENDED = auto()  # told its end; what still comes is kept, nothing of it is applied
+    OVER = auto()
+
+
+class TransferStream:
+    """One agent's stream.
+
+    What it brings is appended in every state but the last; only the holder's heartbeats count.
+    """
+
+    log = Logger()
+    __slots__ = (
+        "_decompress",
+        "_gateway",
+        "_link",
+        "_log_failures",
+        "_state",
+        "_stream_id",
+        "_timer",
+        "_waiting",
+        "_wire_id",
+        "admitted",
+        "agent_id",
+        "budget",
+        "dropped",
+        "header",
+        "peer_addr",
+        "peer_host",
+    )
+
+    def __init__(self, gateway: "Gateway", link: AgentLink, stream_id: int, encoding: str) -> None:
+        self._gateway = gateway
+        self._link = link
+        self._stream_id = stream_id
+        self._decompress = decompressor(encoding)
+        self._state = State.FIRST
+        self._log_failures = gateway.event_log.failures
+        self._waiting: list[tuple[Header, int, bytes]] = []
+        self._wire_id = b""
+        self.admitted = False  # has a place under the connection limit
+        self.agent_id = ""
+        self.header: Header | None = None
+        self.budget: ClassBudget | None = None
+        self.dropped = 0  # records of this stream above its rates
+        host, port = link.peer
+        self.peer_host = host
+        self.peer_addr = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._timer: IDelayedCall | None = gateway.clock.callLater(
+            gateway.settings.first_message_seconds, self._silent
+        )
+
+    # --- what the peer does
+
+    def message(self, compressed: bool, body: bytes) -> None:
+        """Take one message, a batch of records."""
+        gateway = self._gateway
+        gateway.counters.messages += 1
+        try:
+            if compressed:
+                data = self._decompress(body, gateway.settings.decompressed_bytes)
+            else:
+                data = body
+            packet = split(data, self.header)
+        except (MessageTooLarge, TooManyFields) as error:
+            self._violate(Status.RESOURCE_EXHAUSTED, str(error))
+            return
+        except WireError as error:
+            self._violate(Status.INTERNAL, str(error))
+            return
+        header = packet.header
+        if header is not self.header:
+            if not self._introduce(header):
+                return
+            if not header.agent_id:
+                header = header.with_agent_id(self.agent_id.encode())
+            self.header = header
+        gateway.intake.append(self, header, packet)
+        if packet.special:
+            self._apply(header, packet)
+
+    def _introduce(self, header: Header) -> bool:
+        """Look at what a batch says of its sender when that is new; False ends the stream."""
+        wire_id = header.agent_id
+        if self.header is not None:
+            if wire_id == self._wire_id:
+                return True
+            self._violate(
+                Status.INVALID_ARGUMENT, "agent_id differs from that of the stream's first message"
+            )
+            return False
+        if len(wire_id) > ID_BYTES:
+            self._violate(
+                Status.INVALID_ARGUMENT, f"agent_id of {len(wire_id)} bytes; limit {ID_BYTES}"
+            )
+            return False
+        gateway = self._gateway
+        self._wire_id = wire_id
+        if wire_id:
+            self.agent_id = wire_id.decode("utf-8", "replace")
+        else:
+            self.agent_id = derived_id(header)
+            gateway.counters.unidentified += 1
+        if self._state is State.FIRST:
+            self._cancel_timer()
+            if not wire_id and gateway.settings.empty_agent_id == "refuse":
+                self.end(Status.INVALID_ARGUMENT, "agent_id is empty")
+            else:
+                self._claim()
+        return True
+
+    def _claim(self) -> None:
+        gateway = self._gateway
+        claim, other = gateway.table.claim(self.agent_id, self, gateway.wall())
+        if claim is Claim.HELD:
+            self._state = State.HOLDER
+            if isinstance(other, TransferStream):
+                other.end(Status.ABORTED, "replaced by a newer stream of this agent")
+        elif claim is Claim.REFUSED:
+            self.end(Status.UNKNOWN, "agentID conflict")
+        else:
+            assert isinstance(other, TransferStream)
+            self._state = State.CLAIMING
+            self._link.grpc.pause_call(self._stream_id)
+            other.probe(self._settle)
+
+    def probe(self, answered: Callable[[bool], None]) -> None:
+        """Ask this stream's peer for a sign of life."""
+        self._link.probe(self._gateway.settings.probe_seconds, answered)
+
+    def _settle(self, answered: bool) -> None:
+        """The holder was probed: this newcomer takes the id, or is refused."""
+        if self._state is not State.CLAIMING:
+            return
+        gateway = self._gateway
+        now = gateway.clock.seconds()
+        held, old = gateway.table.settle(self.agent_id, self, answered, now, gateway.wall())
+        if not held:
+            self._link.grpc.resume_call(self._stream_id)
+            self.end(Status.UNKNOWN, "agentID conflict")
+            self._link.flush()
+            return
+        self.granted()
+        if isinstance(old, TransferStream):
+            old.end(Status.ABORTED, "this agent answered no longer and has another stream")
+            old.abandon()
+
+    def granted(self) -> None:
+        """The id that this stream claimed is its own now."""
+        self._state = State.HOLDER
+        waiting, self._waiting = self._waiting, []
+        for header, data_type, body in waiting:
+            self._gateway.apply(self, header, data_type, body)
+        self._link.grpc.resume_call(self._stream_id)
+        self._link.flush()
+
+    def _apply(self, header: Header, packet: Packet) -> None:
+        if self._state is State.HOLDER:
+            for data_type, _, body in packet.special:
+                self._gateway.apply(self, header, data_type, body)
+        elif self._state is State.CLAIMING:
+            room = WAITING_RECORDS - len(self._waiting)
+            self._waiting += [(header, kind, body) for kind, _, body in packet.special[:room]]
+
+    def half_closed(self) -> None:
+        """All has come: store it, then say so."""
+        if self._state is State.ENDED:
+            self._finish()
+            return
+        gateway = self._gateway
+        gateway.event_log.commit()
+        if gateway.event_log.failures != self._log_failures:
+            status, text = Status.DATA_LOSS, "the event log refused records"
+        elif self.dropped:
+            status = Status.RESOURCE_EXHAUSTED
+            text = f"{self.dropped} records dropped, above the rate of one agent"
+        else:
+            status, text = Status.OK, ""
+        self._link.grpc.end_call(self._stream_id, status, text)
+        gateway.counters.ended(status)
+        self._finish()
+
+    def over(self) -> None:
+        """The call was cancelled, or its connection is gone."""
+        if self._state is not State.OVER:
+            self._cancel_timer()
+            self._state = State.OVER
+            self._gateway.released(self)
+
+    # --- what we do
+
+    def end(self, status: int, message: str) -> None:
+        """Tell the peer that the stream is over; keep what still comes, for a while."""
+        if self._state in (State.ENDED, State.OVER):
+            return
+        self._cancel_timer()
+        self._state = State.ENDED
+        gateway = self._gateway
+        gateway.counters.ended(status)
+        self._link.grpc.end_call(self._stream_id, status, message, keep_reading=True)
+        self._timer = gateway.clock.callLater(gateway.settings.drain_seconds, self._stop_reading)
+        self._link.flush()
+
+    def leave(self) -> None:
+        """End the stream in peace: this process stops."""
+        self.end(Status.OK, "")
+
+    def abandon(self) -> None:
+        """Reset the connection: its peer is silent."""
+        self._link.abort()
+
+    def _stop_reading(self) -> None:
+        self._timer = None
+        self._link.grpc.reset_call(self._stream_id)
+        self._link.flush()
+        self._finish()
+
+    def _silent(self) -> None:
+        self._timer = None
+        seconds = self._gateway.settings.first_message_seconds
+        self.end(Status.DEADLINE_EXCEEDED, f"no message within {seconds:g} s")
+
+    def _violate(self, status: int, message: str) -> None:
+        """The peer broke a rule or a limit: the stream ends at once."""
+        self.log.info(
+            "{peer} ({agent}): {message}", peer=self.peer_addr, agent=self.agent_id, message=message
+        )
+        if self._state is not State.ENDED:
+            self._gateway.counters.ended(status)
+            self._link.grpc.end_call(self._stream_id, status, message)
+        else:
+            self._link.grpc.reset_call(self._stream_id)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._link.forget(self._stream_id)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
