@@ -102,7 +102,7 @@ class BoundedRequest(Request):
             return
         self._discarded += len(data)
         if self._discarded > self.channel.site.limits.drain_bytes:
-            self.channel.transport.abortConnection()
+            self.channel.abort()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer while the body is still under way, then read on for a while and close."""
@@ -114,7 +114,7 @@ class BoundedRequest(Request):
         channel.persistent = False
         channel.answer_and_close(refusal, close=False)
         limits: FaceLimits = channel.site.limits
-        self._drain = channel.callLater(limits.drain_seconds, channel.transport.abortConnection)
+        self._drain = channel.callLater(limits.drain_seconds, channel.abort)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """The body is whole: serve the request, unless it was refused on the way."""
@@ -139,7 +139,7 @@ class BoundedRequest(Request):
         self.log.failure("{method} {uri} failed", reason, method=self.method, uri=self.uri)
         if self.channel is None or self.startedWriting:
             if self.channel is not None:
-                self.channel.transport.abortConnection()
+                self.channel.abort()
             return reason
         status, body = self.channel.site.api.refusal(InternalFault())
         self.setResponseCode(status)
@@ -173,26 +173,40 @@ class BoundedChannel(HTTPChannel):
     site: "FaceSite"
     transport: Any  # plain TCP or TLS
     _began: float | None = None  # when the first byte of the current request came
+    _over = False  # nothing more is read
 
     def connectionMade(self) -> None:
         """Take the connection, unless the face has too many."""
         super().connectionMade()
         site = self.site
         if len(site.channels) >= site.limits.connections:
-            self.transport.abortConnection()
+            self.abort()
             return
         site.channels.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; a request that has been under way for too long ends the connection."""
+        if self._over:
+            return
         if not self._handlingRequest:
             now = self.site.reactor.seconds()
             if self._began is None:
                 self._began = now
             elif now - self._began > self.site.limits.request_seconds:
-                self.transport.abortConnection()
+                self.abort()
                 return
         super().dataReceived(data)
+
+    def loseConnection(self) -> None:
+        """Close once everything is written."""
+        if not self._over:
+            self._over = True
+            super().loseConnection()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._over = True
+        self.transport.abortConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Refuse a header line above 16 KiB."""
