@@ -6,7 +6,7 @@ Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics
 from collections.abc import Callable, Iterable, Mapping
 
 from attrs import frozen
-from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -115,10 +115,59 @@ class DiscoveryMetrics:
 
 
 class ManagerMetrics:
-    """What the Manager counts."""
+    """What the Manager counts.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        registry: where it is shown.
+        agents: gives the number of agents ever reported.
+        store_pending: gives the number of database queries in progress or waiting.
+        skews: AC address -> its clock minus ours, seconds.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        agents: Callable[[], float],
+        store_pending: Callable[[], float],
+        skews: Callable[[], Mapping[str, float]],
+    ) -> None:
         self.registry = registry
+        self.answers = Counter(
+            "elkeid_manager_answers",
+            "Answers by declared route and status",
+            ["path", "status"],
+            registry=registry,
+        )
+        Gauge("elkeid_manager_agents", "Agents ever reported", registry=registry).set_function(
+            agents
+        )
+        Gauge(
+            "elkeid_manager_store_pending",
+            "Database queries in progress or waiting",
+            registry=registry,
+        ).set_function(store_pending)
+        SizesGauge(
+            "elkeid_manager_clock_skew_seconds",
+            "Clock of an AgentCenter minus ours",
+            "ac",
+            skews,
+            registry,
+        )
+        self.polls = Counter(
+            "elkeid_manager_polls",
+            "Status queries to AgentCenters by outcome",
+            ["outcome"],
+            registry=registry,
+        )
+        self.reports = Counter(
+            "elkeid_manager_reports",
+            "Agents in the answers to these, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.logins = Counter(
+            "elkeid_manager_logins", "Logins by outcome", ["outcome"], registry=registry
+        )
 
 
 @frozen(kw_only=True)
