@@ -156,6 +156,8 @@ def may_make_keys(settings: Settings, roles: Collection[str]) -> bool:
     """Say whether a process with these settings and roles may make keys on its own."""
     if set(roles) >= set(ROLE_SECTIONS):
         return True
+    if not set(roles) <= set(ROLE_SECTIONS):
+        return False  # a simulated agent joins a deployment, it does not found one
     hosts = [split_endpoint(member)[0] for member in settings.discovery.members]
     hosts += [getattr(settings, ROLE_SECTIONS[role]).listen for role in roles]
     return all(is_loopback(host) for host in hosts)
@@ -327,7 +329,7 @@ def _check_leaf(
     if chain is None:
         return
     if key in files:
-        _check_match(folder / key, files[key], chain)
+        _check_match(folder / key, files[key], chain[:1])
     if "ca.crt" in chains and not _leads_to(chain, chains["ca.crt"]):
         raise KeysError(
             f"{folder / file} is not signed by {folder / 'ca.crt'}; "
@@ -357,7 +359,7 @@ def _names_the_agents_server(certificate: x509.Certificate) -> bool:
     return AGENTS_NAME in names.get_values_for_type(x509.DNSName)
 
 
-def _check_match(path: Path, pem: bytes, chain: list[x509.Certificate]) -> None:
+def _check_match(path: Path, pem: bytes, certificates: list[x509.Certificate]) -> None:
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError) as error:
@@ -370,7 +372,7 @@ def _check_match(path: Path, pem: bytes, chain: list[x509.Certificate]) -> None:
             Encoding.DER, PublicFormat.SubjectPublicKeyInfo
         )
 
-    if spki(key.public_key()) != spki(chain[0].public_key()):
+    if spki(key.public_key()) not in [spki(each.public_key()) for each in certificates]:
         raise KeysError(
             f"{path} does not belong to {path.with_suffix('.crt')}; put files of one set there"
         )

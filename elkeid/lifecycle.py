@@ -106,7 +106,7 @@ class OrderedRoles(Service):
         error = failure.value
         assert error is not None
         if (text := sentence(error)) is not None:
-            self.log.critical("{text}", text=text)
+            self.log.error("{text}", text=text)
         else:
             self.log.failure("start failed", failure)
 
