@@ -99,7 +99,7 @@ def decode_command(data: bytes) -> Command:
     """
     task: dict[int, int | bytes] | None = None
     config: list[ConfigItem] = []
-    for number, wire_type, value, _ in fields(data, 0, len(data), FIELD_LIMIT):
+    for number, wire_type, value in fields(data, 0, len(data), FIELD_LIMIT):
         if number not in (2, 3):
             continue
         if not isinstance(value, bytes) or wire_type != BYTES:
@@ -125,7 +125,7 @@ def decode_command(data: bytes) -> Command:
 
 
 def _read_task(data: bytes, task: dict[int, int | bytes]) -> None:
-    for number, wire_type, value, _ in fields(data, 0, len(data), FIELD_LIMIT):
+    for number, wire_type, value in fields(data, 0, len(data), FIELD_LIMIT):
         if number > 4:
             continue
         if wire_type != (VARINT if number == 1 else BYTES):
@@ -136,7 +136,7 @@ def _read_task(data: bytes, task: dict[int, int | bytes]) -> None:
 def _decode_item(data: bytes) -> ConfigItem:
     texts: dict[int, str] = {}
     urls: list[str] = []
-    for number, wire_type, value, _ in fields(data, 0, len(data), FIELD_LIMIT):
+    for number, wire_type, value in fields(data, 0, len(data), FIELD_LIMIT):
         if number > 7:
             continue
         if not isinstance(value, bytes) or wire_type != BYTES:

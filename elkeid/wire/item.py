@@ -66,13 +66,13 @@ def _decode_any(body: bytes, limit: int) -> dict[bytes, bytes]:
     """Decode any Item: unknown fields, absent or repeated keys and values, long lengths."""
     result: dict[bytes, bytes] = {}
     left = 4 * limit
-    for number, wire_type, entry, _ in fields(body, 0, len(body), limit):
+    for number, wire_type, entry in fields(body, 0, len(body), limit):
         if number != 1:
             continue
         if not isinstance(entry, bytes) or wire_type != BYTES:
             raise WireError(f"Item field 1 has wire type {wire_type}")
         pair = {1: b"", 2: b""}
-        for part, part_type, value, _ in fields(entry, 0, len(entry), left):
+        for part, part_type, value in fields(entry, 0, len(entry), left):
             left -= 1
             if part in pair:
                 if not isinstance(value, bytes) or part_type != BYTES:

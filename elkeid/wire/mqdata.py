@@ -123,7 +123,7 @@ def decode(value: bytes) -> MQData:
     """
     texts = dict.fromkeys(range(3, 16), b"")
     numbers = {1: 0, 2: 0, 12: 0}
-    for number, wire_type, got, _ in fields(value, 0, len(value), FIELD_LIMIT):
+    for number, wire_type, got in fields(value, 0, len(value), FIELD_LIMIT):
         if number > 15:
             continue
         if wire_type != (BYTES if number in _BYTES_FIELDS else VARINT):

@@ -65,9 +65,7 @@ def signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def fields(
-    data: bytes, start: int, end: int, limit: int
-) -> Iterator[tuple[int, int, int | bytes, int]]:
+def fields(data: bytes, start: int, end: int, limit: int) -> Iterator[tuple[int, int, int | bytes]]:
     """Yield each field of the message in ``data[start:end]``, skipping groups.
 
     Args:
@@ -77,14 +75,13 @@ def fields(
         limit: fields at most, those inside groups counted.
 
     Yields:
-        Field number, wire type, value (an int of `VARINT`, else the bytes of the value; empty
-        for a group) and the position after the field.
+        Field number, wire type, and value: an int of `VARINT`, empty of a group, else its bytes.
 
     Raises:
         TooManyFields: the message has more than ``limit`` fields.
         WireError: the message is malformed.
     """
-    pos, depth = start, 0
+    pos, depth, group = start, 0, 0
     value: int | bytes
     for _ in range(limit):
         if pos >= end:
@@ -103,18 +100,16 @@ def fields(
         elif wire_type == FIXED32:
             value, pos = data[pos : pos + 4], pos + 4
         elif wire_type == GROUP:
-            value, depth = b"", depth + 1
+            value, depth, group = b"", depth + 1, group if depth else number
         elif wire_type == END_GROUP and depth:
             value, depth = b"", depth - 1
-            if not depth:
-                yield number, GROUP, value, pos
-            continue
+            number, wire_type = group, GROUP
         else:
             raise WireError(f"field {number} has wire type {wire_type}")
         if pos > end:
             raise WireError(f"field {number} is cut short")
         if not depth:
-            yield number, wire_type, value, pos
+            yield number, wire_type, value
     if pos < end:
         raise TooManyFields(f"more than {limit} fields")
     if depth:

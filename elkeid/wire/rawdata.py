@@ -261,7 +261,7 @@ def _take_header_field(header: Header, number: int, wire_type: int, value: int |
 def _read_header(data: bytes, start: int) -> Header | None:
     """Read the fields from ``start`` on; None when a record is among them."""
     header = Header(tail=data[start:])
-    for number, wire_type, value, _ in fields(data, start, len(data), FIELD_LIMIT):
+    for number, wire_type, value in fields(data, start, len(data), FIELD_LIMIT):
         if number == 1:
             return None
         _take_header_field(header, number, wire_type, value)
@@ -275,7 +275,7 @@ def _split_any(data: bytes) -> Packet:
     special: list[tuple[int, int, bytes]] = []
     counts: dict[int, int] = {}
     left = FIELD_LIMIT
-    for number, wire_type, value, _ in fields(data, 0, len(data), FIELD_LIMIT):
+    for number, wire_type, value in fields(data, 0, len(data), FIELD_LIMIT):
         left -= 1
         if number != 1:
             _take_header_field(header, number, wire_type, value)
@@ -298,7 +298,7 @@ def _read_record(record: bytes, limit: int) -> tuple[tuple[int, int, bytes], int
     """Give data type, time and body, the last of each field, and the number of fields read."""
     data_type = time = used = 0
     body = b""
-    for number, wire_type, value, _ in fields(record, 0, len(record), limit):
+    for number, wire_type, value in fields(record, 0, len(record), limit):
         used += 1
         if number > 3:
             continue
