@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import msgspec
 from attrs import field, frozen
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -162,15 +162,28 @@ class JsonClient:
             AnswerInvalid: it was larger than ``limit``.
         """
         exchange = Deferred.fromCoroutine(self._exchange(method, url, body, limit, headers or {}))
-        exchange.addTimeout(seconds, self._clock)
+        late = False
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            exchange.cancel()
+
+        deadline = self._clock.callLater(seconds, expire)
         try:
             return await exchange
-        except DeferredTimeout as error:
-            raise Unreachable(f"{url}: no answer within {seconds:g} s") from error
-        except (CancelledError, CallFailed):
+        except CallFailed:
             raise
         except Exception as error:
-            raise Unreachable(f"{url}: {_reason(error)}") from error
+            if late:
+                raise Unreachable(f"{url}: no answer within {seconds:g} s") from error
+            cause = _cause(error)
+            if isinstance(cause, CancelledError | ConnectingCancelledError):
+                raise CancelledError from error  # whoever called does not wait any more
+            raise Unreachable(f"{url}: {str(cause) or type(cause).__name__}") from error
+        finally:
+            if deadline.active():
+                deadline.cancel()
 
     async def _exchange(
         self, method: str, url: str, body: bytes, limit: int, more: Mapping[str, str]
@@ -279,9 +292,7 @@ def _skew(response: IResponse, now: float) -> float | None:
     return at + 0.5 - now  # the header is cut to whole seconds: on average half a second late
 
 
-def _reason(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
     """Twisted wraps the causes of a broken exchange in lists of failures."""
     reasons = getattr(error, "reasons", None)
-    if reasons:
-        return _reason(reasons[0].value)
-    return str(error) or type(error).__name__
+    return _cause(reasons[0].value) if reasons else error
