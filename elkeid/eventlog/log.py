@@ -553,6 +553,15 @@ class EventLog:
             for log in self._logs
         }
 
+    def problems(self) -> list[str]:
+        """What keeps records from being kept, for ``/ready``; empty if nothing does."""
+        return [
+            f"{log.record_class.label} records are dropped: {log.refusing}; "
+            f"free space on the volume of {self._directory}"
+            for log in self._logs
+            if log.refusing is not None
+        ]
+
     def stats(self) -> LogStats:
         """Figures for metrics; costs a few microseconds."""
         return LogStats(
