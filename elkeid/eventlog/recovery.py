@@ -87,12 +87,24 @@ def _walk(path: Path, name: SegmentName, checkpoint: tuple[int, int, int]) -> _T
         reader.close()
 
 
-def _cut(files: FileOperations, path: Path, size: int) -> None:
-    fd = files.open(path, os.O_WRONLY)
+def _remove(files: FileOperations, path: Path) -> None:
     try:
-        files.ftruncate(fd, size)
-    finally:
-        files.close(fd)
+        files.unlink(path)
+    except OSError as error:  # it only takes room; the next start tries again
+        _log.error("{path}: cannot be deleted: {error}", path=path, error=error)
+
+
+def _cut(files: FileOperations, path: Path, size: int) -> bool:
+    try:
+        fd = files.open(path, os.O_WRONLY)
+        try:
+            files.ftruncate(fd, size)
+        finally:
+            files.close(fd)
+    except OSError as error:
+        _log.error("{path}: cannot cut back: {error}", path=path, error=error)
+        return False
+    return True
 
 
 def recover(
@@ -114,44 +126,47 @@ def recover(
     sequence, state = read_state(directory / STATE_FILE) or (0, LogState())
     result = Recovered(state, sequence)
     names = list_segments(directory)
+    durable = next((n for n in names if n.ident == state.checkpoint[0]), None)
+    lost_between = 0
     for name, following in pairwise(names):
         path = directory / str(name)
         if following.base <= state.deleted_to or following.base == name.base:
-            files.unlink(path)  # its deletion was decided, or it holds no record
+            _remove(files, path)  # its deletion was decided, or it holds no record
             continue
         size = path.stat().st_size
         result.sealed.append(Segment(name, following.base, size, following.created_ms))
-    log_end, torn_bytes, torn_records = state.deleted_to, 0, 0
-    if names:
-        log_end = names[-1].base
-    dropped = 0
+        if durable is not None and name >= durable:  # sealed, but perhaps not all of it written
+            end = _walk(path, name, state.checkpoint).end
+            lost_between += max(0, following.base - end)
+    tail, torn_bytes = _Tail(0, state.deleted_to, 0), 0
     if names:
         last, path = names[-1], directory / str(names[-1])
         stat = path.stat()
+        tail.end = last.base
         if stat.st_size < SEGMENT_HEADER_BYTES:  # killed while beginning it
-            files.unlink(path)
+            _remove(files, path)
         else:
             tail = _walk(path, last, state.checkpoint)
-            log_end, dropped, torn_records = tail.end, tail.dropped, tail.torn_records
             torn_bytes = stat.st_size - tail.position
-            if read_segment_header(path) is None:  # never write on behind a damaged header
+            # Never write on behind a damaged header, or a tail that will not be cut.
+            sound = read_segment_header(path) is not None
+            if sound and (not torn_bytes or _cut(files, path, tail.position)):
+                result.active, result.active_size = last, tail.position
+            else:
                 last_ms = int(stat.st_mtime * 1000)
                 result.sealed.append(Segment(last, tail.end, stat.st_size, last_ms))
-                torn_bytes = 0
-            else:
-                if torn_bytes:
-                    _cut(files, path, tail.position)
-                result.active, result.active_size = last, tail.position
-    unrecorded = dropped - sum(state.dropped.values())
+                torn_bytes = tail.torn_records = 0  # still there, to be counted when cut
+    unrecorded = tail.dropped - sum(state.dropped.values())
     if unrecorded > 0:  # the state was damaged; the frames know the sum, not the reasons
         state.drop("unrecorded", unrecorded)
     _account(
         state,
         record_class,
-        log_end=log_end,
+        log_end=tail.end,
         furthest=furthest,
         torn_bytes=torn_bytes,
-        torn_records=torn_records,
+        torn_records=tail.torn_records,
+        lost_between=lost_between,
     )
     return result
 
@@ -164,6 +179,7 @@ def _account(
     furthest: int,
     torn_bytes: int,
     torn_records: int,
+    lost_between: int,
 ) -> None:
     """Set the next offset, and count what is known to have been lost at the tail."""
     next_offset = max(log_end, state.next_offset, furthest)
@@ -171,7 +187,7 @@ def _account(
     unstored = max(0, torn_records - (next_offset - log_end))
     if unstored:
         state.drop("lost_tail", unstored)
-    lost = next_offset - log_end + unstored
+    lost = next_offset - log_end + unstored + lost_between
     if lost or torn_bytes:
         state.lost_tails += 1
         state.lost_records += lost
