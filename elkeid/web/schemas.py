@@ -1,6 +1,7 @@
 """Requests against their declared schemas: msgspec decides, the answer names the field."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,6 +10,7 @@ import msgspec
 from elkeid.web.refusals import ParameterInvalid
 
 MAX_QUERY_FIELDS = 200  # more than any route has; parsing them is work before authentication
+_INTEGER = re.compile(r"[+-]?[0-9]+\Z")
 _AT = re.compile(r" - at `\$\.?(?P<path>.*)`\Z", re.DOTALL)
 
 
@@ -30,16 +32,14 @@ class QuerySchema:
     """Decodes a query string into a `msgspec.Struct`.
 
     Of a repeated key the first value counts, unless the field is a list. Texts become numbers
-    and booleans where the field asks for them; unknown keys are ignored.
+    and booleans where the field asks for them, ``1.0`` being no integer; unknown keys are ignored.
     """
 
     def __init__(self, struct: type[msgspec.Struct]) -> None:
         self.struct = struct
-        self._lists = {
-            field.encode_name
-            for field in msgspec.inspect.type_info(struct).fields  # type: ignore[attr-defined]
-            if isinstance(field.type, msgspec.inspect.ListType)
-        }
+        fields = msgspec.inspect.type_info(struct).fields  # type: ignore[attr-defined]
+        self._lists = _names(fields, msgspec.inspect.ListType)
+        self._integers = _names(fields, msgspec.inspect.IntType)
 
     def decode(self, raw: bytes) -> Any:
         """Decode the bytes after ``?``; `ParameterInvalid` names the field."""
@@ -58,10 +58,17 @@ class QuerySchema:
                     values.setdefault(name, []).append(value)
                 else:
                     values.setdefault(name, value)
+        for name in self._integers & values.keys():
+            if not _INTEGER.match(values[name]):
+                raise ParameterInvalid(f"{name}: expected `int`")
         try:
             return msgspec.convert(values, self.struct, strict=False)
         except msgspec.ValidationError as error:
             raise ParameterInvalid(explain(error, "query")) from error
+
+
+def _names(fields: Iterable[msgspec.inspect.Field], kind: type[msgspec.inspect.Type]) -> set[str]:
+    return {field.encode_name for field in fields if isinstance(field.type, kind)}
 
 
 class BodySchema:
