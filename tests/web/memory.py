@@ -48,11 +48,15 @@ class MemoryNetwork:
         """The time of day."""
         return float(self.clock.seconds())
 
+    def agent(self) -> Agent:
+        """Dials ports of this network, whatever the scheme; connections are kept."""
+        pool = HTTPConnectionPool(self.clock)
+        agent: Agent = Agent.usingEndpointFactory(self.clock, _Endpoints(self), pool)
+        return agent
+
     def client(self, credentials: Credentials | None = None) -> JsonClient:
         """A client whose connections are kept."""
-        pool = HTTPConnectionPool(self.clock)
-        agent = Agent.usingEndpointFactory(self.clock, _Endpoints(self), pool)
-        return JsonClient(self.clock, agent, self.wall, credentials)
+        return JsonClient(self.clock, self.agent(), self.wall, credentials)
 
     def listening(self) -> None:
         """Take over the ports that were opened on the clock's reactor."""
