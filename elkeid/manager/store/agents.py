@@ -53,6 +53,7 @@ class Applied:
     changed: int = 0
     unchanged: int = 0
     stale: int = 0  # another AC has heard the agent later
+    malformed: int = 0
 
     def __iadd__(self, other: Self) -> Self:
         """Sum up."""
@@ -60,6 +61,7 @@ class Applied:
         self.changed += other.changed
         self.unchanged += other.unchanged
         self.stale += other.stale
+        self.malformed += other.malformed
         return self
 
 

@@ -75,6 +75,13 @@ class Store:
         self._pending = 0
         self._idle: list[Deferred[None]] = []
         self._open = False
+        self._failure = ""  # of the last write
+
+    def problems(self) -> list[str]:
+        """Why queries cannot be served, for ``/ready``."""
+        if not self._open:
+            return ["the database is not open"]
+        return [self._failure] if self._failure else []
 
     @property
     def pending(self) -> int:
@@ -133,7 +140,13 @@ class Store:
                 return query(connection, *args, **kwargs)
 
         self._admit()
-        return await self._watch(self._writing.run(self._threads.run, work))
+        try:
+            result = await self._watch(self._writing.run(self._threads.run, work))
+        except StoreFailed as error:
+            self._failure = str(error)
+            raise
+        self._failure = ""
+        return result
 
     def _admit(self) -> None:
         if not self._open or self._pending >= WAITING_LIMIT:
@@ -148,7 +161,7 @@ class Store:
             self._pending -= 1
             if isinstance(result, Failure) and result.check(SQLAlchemyError):
                 self.log.failure("the database refused a query", result)
-                result = Failure(StoreFailed("the database refused the query"))
+                result = Failure(StoreFailed("the database refused a query, see the log"))
             if self._pending == 0:
                 idle, self._idle = self._idle, []
                 for each in idle:

@@ -1,0 +1,130 @@
+"""The Manager's HTTP face put together."""
+
+from collections.abc import Sequence
+
+from elkeid import __version__
+from elkeid.errors import StoreError
+from elkeid.manager.access import Access, Identity, LoginRefused, TokenRefused
+from elkeid.manager.codes import (
+    AUTH_FAILED,
+    BUSY,
+    DATABASE_ERROR,
+    MESSAGES,
+    PARAM_INVALID,
+    UNKNOWN_ERROR,
+)
+from elkeid.manager.filter import FilterError
+from elkeid.manager.store.store import StoreBusy
+from elkeid.metrics import ManagerMetrics
+from elkeid.web.answers import CodeEnvelope
+from elkeid.web.api import Api, Group
+from elkeid.web.plain import Liveness, MetricsPage
+from elkeid.web.refusals import (
+    AccessDenied,
+    AuthenticationFailed,
+    BodyTooLarge,
+    Busy,
+    CodedRefusal,
+    NoSuchRoute,
+    ParameterInvalid,
+)
+from elkeid.web.routes import AuthKind, Call, Route, Routes
+
+ENVELOPE = CodeEnvelope(
+    MESSAGES,
+    {
+        ParameterInvalid: PARAM_INVALID,
+        BodyTooLarge: PARAM_INVALID,
+        AuthenticationFailed: AUTH_FAILED,
+        AccessDenied: AUTH_FAILED,
+        NoSuchRoute: UNKNOWN_ERROR,
+        Busy: BUSY,
+    },
+    UNKNOWN_ERROR,
+    {AuthenticationFailed: 401},
+)
+
+PONG = {"commit": "", "build": "", "version": __version__, "ci": ""}
+
+_UNCOUNTED = ("/ping", "/ready", "/metrics")
+
+
+class TokenCheck:
+    """Authenticates by the ``token`` header, and lets in the levels that the route names.
+
+    Args:
+        access: knows the tokens.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def __call__(self, call: Call) -> Identity:
+        """The caller; its name goes into the answer's header ``user``, denied or not."""
+        try:
+            identity = await self._access.identify(call.header("token"))
+        except TokenRefused as error:
+            raise AuthenticationFailed(str(error)) from error
+        user = identity.user
+        call.answer_headers["user"] = user.username
+        if call.route is None or user.level not in call.route.levels:
+            raise AccessDenied(f"users of level {user.level} may not do this")
+        return identity
+
+
+class ElsewhereRoutes:
+    """Stands for the whole API on a port that may not serve it.
+
+    Args:
+        where: a sentence that says where the API is.
+    """
+
+    routes = Routes()
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    async def _refuse(self, call: Call) -> object:
+        """Nothing is read, nobody is asked for a token: it would travel in clear."""
+        raise AccessDenied(self._where)
+
+    for _method in ("GET", "POST", "PUT", "DELETE"):
+        routes.route(_method, "/<path:anything>", summary="Say where the API is")(_refuse)
+
+
+def make_api(
+    groups: Sequence[Group],
+    liveness: Liveness,
+    token_check: TokenCheck,
+    metrics: ManagerMetrics,
+    metrics_networks: Sequence[str],
+) -> Api:
+    """Put a face together.
+
+    Args:
+        groups: the handlers to serve.
+        liveness: ``/ping`` and ``/ready``.
+        token_check: who may use the groups.
+        metrics: shown under ``/metrics``.
+        metrics_networks: who may see them.
+    """
+
+    def observe(route: Route | None, status: int) -> None:
+        path = "" if route is None else route.path
+        if path not in _UNCOUNTED:
+            metrics.answers.labels(path, str(status)).inc()
+
+    api = Api(
+        ENVELOPE,
+        [liveness, *groups],
+        {AuthKind.TOKEN: token_check},
+        {
+            LoginRefused: lambda error: CodedRefusal(AUTH_FAILED, str(error)),
+            FilterError: lambda error: ParameterInvalid(str(error)),
+            StoreBusy: lambda error: Busy(str(error)),
+            StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),
+        },
+        observe,
+    )
+    api.mount("/metrics", MetricsPage(metrics.registry, metrics_networks, api.refusal))
+    return api

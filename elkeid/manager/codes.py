@@ -1,0 +1,37 @@
+"""The ``code`` of every answer of the Manager's API, and its ``msg``.
+
+Source: docs/protocol.md, "Manager API", "Codes". The spelling of 9 and 13 is what clients know.
+"""
+
+SUCCESS = 0
+AUTH_FAILED = 1
+DUPLICATE = 2
+DATABASE_ERROR = 3
+PARAM_INVALID = 5
+BUSY = 7
+UNKNOWN_ERROR = 10
+
+MESSAGES = {
+    SUCCESS: "success",
+    AUTH_FAILED: "auth failed",
+    DUPLICATE: "duplicate field",
+    DATABASE_ERROR: "db operate error",
+    4: "redis operate error",
+    PARAM_INVALID: "param invalid",
+    6: "db no row affected",
+    BUSY: "resource temporarily unavailable",
+    8: "ID MAX LEN IS 1-15",
+    9: "ID ONLY SYUUPRT 'A-Z/a-z/0-9/-/_'",
+    UNKNOWN_ERROR: "unknown error",
+    11: "get result timeout",
+    12: "all remote instance failed",
+    13: "PROJECT ID REPECT",
+    14: "SOME FIELD IS NUL",
+    15: "",
+    16: "sso error",
+    17: "otp required",
+    18: "password has not been updated for a long time",
+    19: "need captcha check",
+    20: "login ip not in whitelist",
+    21: "user locked",
+}

@@ -1,0 +1,173 @@
+"""The role ``manager``: the operators' API, and fresh agent status behind it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from argon2 import PasswordHasher
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+from twisted.web.iweb import IAgent
+
+from elkeid.config import Settings, is_loopback
+from elkeid.discovery.client import DiscoveryClient
+from elkeid.keys import Keys
+from elkeid.manager.access import Access
+from elkeid.manager.acpoll import AC_NAME, AcPoll
+from elkeid.manager.agent_api import AgentRoutes
+from elkeid.manager.agents import AgentStatus
+from elkeid.manager.api import PONG, ElsewhereRoutes, TokenCheck, make_api
+from elkeid.manager.passwords import HASHER, Passwords
+from elkeid.manager.store.engine import Database, default_url
+from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
+from elkeid.manager.user_api import UserRoutes
+from elkeid.metrics import ManagerMetrics
+from elkeid.tls import api_server_options, https_policy
+from elkeid.web.api import Api
+from elkeid.web.client import Credentials, JsonClient, http_agent
+from elkeid.web.plain import Liveness
+from elkeid.web.site import FaceSite, listen
+
+NAME = "hids_manage"
+"""Under this name Managers register with ServiceDiscovery."""
+
+HASHING_THREADS = 1
+"""Beside the store's own threads, so that a flood of logins does not hold up queries."""
+
+
+class ManagerRole:
+    """Serves operators and polls every AgentCenter.
+
+    Args:
+        settings: of this process.
+        keys: certificates, and the key that signs our calls.
+        reactor: for ports, timers and threads.
+        wall: seconds since the epoch.
+        threads: where blocking work runs; a pool of our own by default.
+        discovery_agent: makes calls to ServiceDiscovery; for tests.
+        ac_agent: makes calls to AgentCenters; for tests.
+        hasher: hashes passwords; a weak one in tests.
+    """
+
+    name = "manager"
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        reactor: Any,
+        *,
+        wall: Callable[[], float] = time.time,
+        threads: Threads | None = None,
+        discovery_agent: IAgent | None = None,
+        ac_agent: IAgent | None = None,
+        hasher: PasswordHasher = HASHER,
+    ) -> None:
+        self._settings, self._keys, self._reactor = settings, keys, reactor
+        manager = settings.manager
+        self._pool: ThreadPool | None = None
+        if threads is None:
+            self._pool = ThreadPool(0, THREADS + HASHING_THREADS, "manager")
+            threads = PoolThreads(reactor, self._pool)
+        url = manager.database or default_url(settings.server.data_dir)
+        self.store = Store(Database(url), threads)
+        self.access = Access(
+            self.store,
+            Passwords(threads, hasher),
+            threads,
+            reactor,
+            wall=wall,
+            token_seconds=manager.token_seconds,
+            keys_dir=settings.server.keys_dir,
+        )
+        self.agents = AgentStatus(self.store, wall, manager.offline_seconds)
+        credentials = Credentials(*keys.signing_pair)
+        self.discovery = DiscoveryClient(
+            reactor,
+            JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials),
+            settings.discovery.members,
+        )
+        self.metrics = ManagerMetrics(
+            CollectorRegistry(),
+            agents=lambda: self.agents.total,
+            store_pending=lambda: self.store.pending,
+            skews=lambda: dict(self.polls.skews()),
+        )
+        self.polls = AcPoll(
+            reactor,
+            JsonClient(
+                reactor, ac_agent or http_agent(reactor, https_policy(keys)), wall, credentials
+            ),
+            self.agents,
+            self.metrics,
+            poll_seconds=manager.poll_seconds,
+        )
+        self._liveness = Liveness(self.problems, PONG)
+        self._token_check = TokenCheck(self.access)
+        groups = [UserRoutes(self.access, self.metrics), AgentRoutes(self.agents)]
+        self.api = self._face(groups)
+        self.plain_api = self.api
+        if not is_loopback(manager.listen) and not manager.plain_http:
+            where = f"the API is served over TLS only, on port {manager.tls_port}"
+            self.plain_api = self._face([ElsewhereRoutes(where)])
+        self._sites: list[FaceSite] = []
+        self._ports: list[IListeningPort] = []
+
+    def _face(self, groups: Any) -> Api:
+        return make_api(
+            groups,
+            self._liveness,
+            self._token_check,
+            self.metrics,
+            self._settings.manager.metrics_networks,
+        )
+
+    async def start(self) -> None:
+        """Open the database, then the ports; only then tell others of them.
+
+        Raises:
+            StoreError: the database cannot be used.
+            OperatorError: a port cannot be opened.
+        """
+        if self._pool is not None:
+            self._pool.start()
+        await self.store.open()
+        await self.access.start()
+        await self.agents.start()
+        manager = self._settings.manager
+        self._open(self.plain_api, manager.port, "manager.port", None)
+        if manager.tls_port is not None:
+            tls = api_server_options(self._keys)
+            self._open(self.api, manager.tls_port, "manager.tls_port", tls)
+        self.discovery.register(
+            NAME, self._settings.advertised("manager"), manager.port, lambda: (0, None)
+        )
+        self.discovery.watch(AC_NAME, self.polls.changed)
+
+    def _open(self, api: Api, port: int, setting: str, tls: Any) -> None:
+        site = FaceSite(api, self._reactor)
+        self._sites.append(site)
+        listen_on = self._settings.manager.listen
+        self._ports.append(listen(self._reactor, site, listen_on, port, setting=setting, tls=tls))
+
+    async def stop(self) -> None:
+        """Tell ServiceDiscovery, close the ports, finish what was begun."""
+        await self.discovery.stop()
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+        for site in self._sites:
+            site.close()
+        await self.polls.stop()
+        await self.access.stop()
+        await self.store.close()
+        if self._pool is not None and self._pool.started:
+            self._pool.stop()  # its threads have nothing left to do
+
+    def problems(self) -> list[str]:
+        """What keeps this role from doing its job, for ``/ready``."""
+        return [*self.store.problems(), *self.discovery.problems(), *self.polls.problems()]
