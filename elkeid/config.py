@@ -21,7 +21,9 @@ GiB = 1 << 30
 MiB = 1 << 20
 
 _Check = Callable[[Any, "Attribute[Any]", Any], None]
-_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9_-]{0,62}\.?)*[A-Za-z0-9]?\Z")
+_HOST_NAME = re.compile(  # labels and dots cannot be mistaken: no input makes it backtrack
+    r"(?=.{1,253}\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z"
+)
 _READER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
 
 
