@@ -21,19 +21,19 @@ GiB = 1 << 30
 MiB = 1 << 20
 
 _Check = Callable[[Any, "Attribute[Any]", Any], None]
-_HOST_NAME = re.compile(  # labels and dots cannot be mistaken: no input makes it backtrack
-    r"(?=.{1,253}\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,62}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z"
-)
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?!\d+\Z){_LABEL}\Z", re.ASCII)
+_SQLITE_URL = re.compile(r"sqlite:///(?!:memory:)[^?]+\Z")
 _READER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
 
 
 def between(low: float, high: float, *kinds: type) -> _Check:
     """Accept a number in ``low..high`` of exactly these types, so ``true`` is no number."""
+    what = "a number" if float in kinds else "a whole number"
 
     def check(_: object, __: object, value: Any) -> None:
         if type(value) not in kinds or not low <= value <= high:
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"must be {names}, {low:g} to {high:g}")
+            raise ValueError(f"must be {what}, {low:.15g} to {high:.15g}")
 
     return check
 
@@ -56,7 +56,7 @@ def boolean(_: object, __: object, value: Any) -> None:
 
 def a_path(_: object, __: object, value: Any) -> None:
     """Accept a non-empty path."""
-    if not isinstance(value, Path):
+    if not isinstance(value, Path) or "\0" in str(value):
         raise ValueError("must be a path, as a non-empty string")
 
 
@@ -71,20 +71,24 @@ def listen_address(_: object, __: object, value: Any) -> None:
 
 
 def is_host(text: object) -> bool:
-    """Say whether ``text`` is an IP address (unbracketed) or a host name."""
+    """Say whether ``text`` is an IP address (unbracketed) or a host name that can be dialled."""
     if not isinstance(text, str):
         return False
     try:
-        ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return bool(_HOST_NAME.match(text))
-    return True
+    # A zone such as %eth0 means something on this machine alone.
+    return not (address.is_unspecified or address.is_multicast or "%" in text)
 
 
 def host(_: object, __: object, value: Any) -> None:
     """Accept an address that others can dial: IPv4, IPv6 without brackets, or a name."""
     if value is not None and not is_host(value):
-        raise ValueError("must be an IPv4 address, an IPv6 address without brackets, or a name")
+        raise ValueError(
+            "must be an IPv4 address, an IPv6 address without brackets or zone, or a name, "
+            "that others can dial"
+        )
 
 
 def split_endpoint(text: str) -> tuple[str, int]:
@@ -99,6 +103,19 @@ def split_endpoint(text: str) -> tuple[str, int]:
     if not is_host(name):
         raise ValueError(f"{text!r} is not host:port")
     return name, int(port)
+
+
+def join_endpoint(name: str, port: int) -> str:
+    """Write ``host:port``, an IPv6 address in brackets."""
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def dialled_from_here(listen: str) -> str:
+    """The address by which this machine reaches its own port that listens on ``listen``."""
+    address = ipaddress.ip_address(listen)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return listen
 
 
 def endpoints(_: object, __: object, value: Any) -> None:
@@ -130,8 +147,8 @@ def reader_names(_: object, __: object, value: Any) -> None:
 
 def sqlite_url(_: object, __: object, value: Any) -> None:
     """Accept a SQLite database URL; it is the one store this release has."""
-    if value is not None and not (isinstance(value, str) and value.startswith("sqlite:///")):
-        raise ValueError('must be a URL "sqlite:///PATH"')
+    if value is not None and not (isinstance(value, str) and _SQLITE_URL.match(value)):
+        raise ValueError('must be a URL "sqlite:///PATH" of a file')
 
 
 PRIVATE_NETWORKS = (
@@ -205,8 +222,12 @@ class DiscoverySettings:
     listen: str = _listen()
     advertise: str | None = _advertise()
     port: int = _port(8088)
-    members: tuple[str, ...] = field(default=("127.0.0.1:8088",), validator=endpoints)
+    members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+
+    @members.default
+    def _own(self) -> tuple[str, ...]:
+        return (join_endpoint(dialled_from_here(self.listen), self.port),)
 
 
 @frozen(kw_only=True)
@@ -274,10 +295,7 @@ class Settings:
         chosen = section.advertise or self.server.advertise
         if chosen:
             return str(chosen)
-        listen = str(section.listen)
-        if ipaddress.ip_address(listen).is_unspecified:
-            return "127.0.0.1"
-        return listen
+        return dialled_from_here(str(section.listen))
 
 
 def is_loopback(name: str) -> bool:
@@ -313,6 +331,13 @@ def _section(name: str, kind: type, values: object, faults: list[str]) -> Any:
     return kind(**chosen)
 
 
+def _overlap(listen: str, other: str) -> bool:
+    """Say whether two listening addresses cannot share a port."""
+    return listen == other or any(
+        ipaddress.ip_address(each).is_unspecified for each in (listen, other)
+    )
+
+
 def _contradictions(settings: Settings) -> list[str]:
     """Faults that no single key shows."""
     faults = []
@@ -335,26 +360,26 @@ def _contradictions(settings: Settings) -> list[str]:
                 f"{role}.listen: {section.listen} needs server.advertise or {role}.advertise, "
                 "the address that others dial"
             )
+    center, registry, manager = settings.agentcenter, settings.discovery, settings.manager
     ports = [
-        ("agentcenter.grpc_port", settings.agentcenter.grpc_port),
-        ("agentcenter.http_port", settings.agentcenter.http_port),
-        ("discovery.port", settings.discovery.port),
-        ("manager.port", settings.manager.port),
+        ("agentcenter.grpc_port", center.listen, center.grpc_port),
+        ("agentcenter.http_port", center.listen, center.http_port),
+        ("discovery.port", registry.listen, registry.port),
+        ("manager.port", manager.listen, manager.port),
     ]
-    if settings.manager.tls_port is not None:
-        ports.append(("manager.tls_port", settings.manager.tls_port))
-    taken: dict[int, str] = {}
-    for name, port in ports:
-        if port in taken:
-            faults.append(f"{name}: {port} is already {taken[port]}")
-        taken.setdefault(port, name)
-    manager = settings.manager
+    if manager.tls_port is not None:
+        ports.append(("manager.tls_port", manager.listen, manager.tls_port))
+    for at, (name, listen, port) in enumerate(ports):
+        for other, its_listen, its_port in ports[:at]:
+            if port == its_port and _overlap(listen, its_listen):
+                faults.append(f"{name}: {port} is already {other}")
+                break
     if not is_loopback(manager.listen) and manager.tls_port is None and not manager.plain_http:
         faults.append(
             "manager.tls_port: required when manager.listen is not loopback "
             "(or set manager.plain_http = true to serve passwords unencrypted)"
         )
-    if settings.agentcenter.decompressed_bytes < settings.agentcenter.message_bytes:
+    if center.decompressed_bytes < center.message_bytes:
         faults.append("agentcenter.decompressed_bytes: must not be below message_bytes")
     return faults
 
@@ -380,10 +405,13 @@ def parse(raw: Mapping[str, object], base: Path) -> Settings:
         faults = _contradictions(settings)
     if faults:
         raise ConfigError(faults)
-    server = settings.server
+    server, database = settings.server, settings.manager.database
+    if database is not None:  # an absolute path stays what it is
+        database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
     return evolve(
         settings,
         server=evolve(server, data_dir=base / server.data_dir, keys_dir=base / server.keys_dir),
+        manager=evolve(settings.manager, database=database),
     )
 
 

@@ -203,8 +203,8 @@ class TapTests(SynchronousTestCase):
             [
                 "nowhere: unknown section",
                 "agentcenter.colour: unknown setting",
-                "agentcenter.grpc_port: must be int, 1 to 65535",
-                "manager.port: must be int, 1 to 65535",
+                "agentcenter.grpc_port: must be a whole number, 1 to 65535",
+                "manager.port: must be a whole number, 1 to 65535",
             ],
         )
 
