@@ -384,8 +384,6 @@ class GrpcClientConnection:
         size = len(payload)
         body = _unpadded(payload, flags)
         self._taken += size
-        if self._taken > WINDOW:
-            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the window allows")
         if self._taken >= WINDOW_REFILL:
             self._out.append(frame(WINDOW_UPDATE, 0, 0, _U32.pack(self._taken)))
             self._taken = 0
