@@ -87,7 +87,7 @@ class Api(Resource):
         self._limits[route.method, route.path] = route
 
     def mount(self, path: str, resource: IResource) -> None:
-        """Serve exactly ``path`` by a resource of its own: for what must be fast or is no JSON."""
+        """Serve GET and HEAD of ``path`` by a resource of its own: fast, or no JSON."""
         self._mounted[path.encode()] = resource
 
     def body_limit(self, method: bytes, target: bytes) -> int:
@@ -121,7 +121,7 @@ class Api(Resource):
             if request.postpath:
                 request.postpath.pop()
         mounted = self._mounted.get(path)
-        if mounted is not None:
+        if mounted is not None and request.method in (b"GET", b"HEAD"):
             return mounted.render(request)
         try:
             b"/".join(request.postpath or []).decode("utf-8")

@@ -9,8 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from elkeid.web.answers import Answer, encode_json
-from elkeid.web.refusals import AccessDenied, NoSuchRoute, Refusal
+from elkeid.web.answers import JSON_TYPE, Answer, encode_json
+from elkeid.web.refusals import AccessDenied, Refusal
 from elkeid.web.routes import Call, Routes
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -96,20 +96,16 @@ class MetricsPage(Resource):
     def render(self, request: Request) -> Any:
         """Make the page."""
         peer = getattr(request.getClientAddress(), "host", "")
-        if request.method not in (b"GET", b"HEAD"):
-            return self._refuse(request, NoSuchRoute("no such route"))
         if peer not in self._allowed:
-            return self._refuse(request, AccessDenied(f"{peer} is in none of metrics_networks"))
+            refusal = AccessDenied(f"{peer} is in none of metrics_networks")
+            return send_json(request, *self._refusal(refusal))
         self._refresh()
         request.setHeader("content-type", CONTENT_TYPE_LATEST)
         return generate_latest(self._registry)
-
-    def _refuse(self, request: Request, refusal: Refusal) -> bytes:
-        return send_json(request, *self._refusal(refusal))
 
 
 def send_json(request: Request, status: int, body: object) -> bytes:
     """Set up a plain resource's JSON answer and return its bytes."""
     request.setResponseCode(status)
-    request.setHeader("content-type", "application/json; charset=utf-8")
+    request.setHeader("content-type", JSON_TYPE)
     return body if isinstance(body, bytes) else encode_json(body)

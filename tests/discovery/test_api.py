@@ -1,0 +1,328 @@
+"""ServiceDiscovery's API over its real site, as clients of every kind use it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from elkeid.config import Settings, parse
+from elkeid.discovery.service import DiscoveryRole
+from elkeid.errors import ConfigError, OperatorError
+from elkeid.web.client import Credentials, Reply
+
+from ..web.memory import NOW, MemoryNetwork, RawConnection
+from ..web.sample import AK, SK
+
+SD = "http://127.0.0.1:8088"
+MINE = {"name": "hids_svr_grpc", "ip": "10.0.0.5", "port": 6751, "weight": 12, "extra": None}
+OK = {"msg": "ok"}
+
+
+class Keys:
+    """What the role needs of the keys."""
+
+    aksk = {AK: SK}  # noqa: RUF012
+
+
+class Face:
+    """A running role, and requests to it."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.network = MemoryNetwork()
+        self.role = DiscoveryRole(
+            settings or Settings(),
+            Keys(),
+            self.network.clock,
+            wall=self.network.wall,
+            monotonic=self.network.wall,
+        )
+        self.http = self.network.client(Credentials(AK, SK))
+        self.unsigned = self.network.client()
+
+    def start(self) -> None:
+        """Open the port."""
+        self.network.run(self.role.start())
+        self.network.listening()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """GET without a signature."""
+        return self._read(self.network.run(self.unsigned.get(SD + path)))
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """POST, signed; ``body`` is what becomes JSON, or bytes."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self._read(self.network.run(self.http.call("POST", SD + path, raw)))
+
+    def metrics(self) -> str:
+        """The text of ``/metrics``."""
+        return self.network.run(self.unsigned.get(f"{SD}/metrics")).body.decode()
+
+    def _read(self, reply: Reply) -> tuple[int, Any]:
+        assert reply.skew is not None  # every answer is dated
+        return reply.status, json.loads(reply.body)
+
+
+class ApiTests(SynchronousTestCase):
+    """Every route."""
+
+    def setUp(self) -> None:
+        """Run a node."""
+        self.face = Face()
+        self.face.start()
+        self.get, self.post = self.face.get, self.face.post
+
+    def test_register_and_detail(self) -> None:
+        """What an AgentCenter registers, an agent finds, in exactly these bytes."""
+        self.assertEqual(self.post("/registry/register", MINE), (200, OK))
+        reply = self.face.network.run(
+            self.face.unsigned.get(f"{SD}/registry/detail?name=hids_svr_grpc&count=10")
+        )
+        self.assertEqual(
+            reply.body,
+            b'{"data":[{"name":"hids_svr_grpc","ip":"10.0.0.5","port":6751,"status":0,'
+            b'"create_at":1700000000,"update_at":1700000000,"weight":12,"extra":null}],'
+            b'"msg":"ok"}',
+        )
+
+    def test_real_bodies(self) -> None:
+        """Everything that AgentCenter and Manager of upstream send is taken."""
+        for body in [
+            MINE,
+            {"name": "hids_manage", "ip": "fd00::1", "port": 6701, "weight": 0},
+            {**MINE, "extra": {"zone": "a", "unknown": [1]}, "status": 3, "more": 1},
+        ]:
+            self.assertEqual(self.post("/registry/register", body), (200, OK), body)
+
+    def test_bad_registrations(self) -> None:
+        """Each fault is 400 with the name of its field, in JSON."""
+        for changed, field in [
+            ({"name": ""}, "name"),
+            ({"name": 5}, "name"),
+            ({"name": None}, "name"),
+            ({"ip": "[::1]"}, "ip"),
+            ({"ip": ["10.0.0.1"]}, "ip"),
+            ({"port": 0}, "port"),
+            ({"port": "6751"}, "port"),
+            ({"port": 6751.5}, "port"),
+            ({"port": 65536}, "port"),
+            ({"weight": "1"}, "weight"),
+            ({"weight": True}, "weight"),
+            ({"weight": 1 << 63}, "weight"),
+            ({"extra": []}, "extra"),
+            ({"extra": {"a": "x" * 9000}}, "extra"),
+        ]:
+            for path in ["/registry/register", "/registry/register/"]:
+                status, body = self.post(path, {**MINE, **changed})
+                self.assertEqual((status, body["msg"]), (400, "post data error"), changed)
+                self.assertTrue(body["data"].startswith(f"{field}: "), body)
+        for raw in [b"", b"{", b"[]", b"null", b"\xff", b"{}"]:
+            self.assertEqual(self.post("/registry/register", raw)[0], 400, raw)
+        self.assertEqual(self.get("/registry/list"), (200, {"data": [], "msg": "ok"}))
+
+    def test_large_bodies(self) -> None:
+        """10 MB are refused at the announcement."""
+        status, body = self.post("/registry/register", b" " * 10_000_000)
+        self.assertEqual(status, 413)
+        self.assertIn("more than 65536 bytes", body["msg"])
+
+    def test_authentication(self) -> None:
+        """Changes need a signature; 403 tells what is wrong with it."""
+        for path in ["/registry/register", "/registry/evict", "/registry/sync"]:
+            reply = self.face.network.run(self.face.unsigned.post(SD + path, MINE))
+            self.assertEqual(reply.status, 403)
+            self.assertEqual(
+                reply.body,
+                b'{"code":-1,"data":"header missed: AccessKey|Signature|TimeStamp",'
+                b'"msg":"auth failed"}',
+            )
+        wrong = self.face.network.client(Credentials(AK, SK + "x"))
+        reply = self.face.network.run(wrong.post(f"{SD}/registry/register", MINE))
+        self.assertEqual(json.loads(reply.body)["data"], "Signature Error")
+        self.assertEqual(self.get("/registry/summary")[1]["data"], {})
+
+    def test_evict(self) -> None:
+        """An evicted instance is gone at once; an unknown one is fine."""
+        self.post("/registry/register", MINE)
+        self.assertEqual(self.post("/registry/evict", MINE), (200, OK))
+        self.assertEqual(self.post("/registry/evict", {"name": "x", "ip": "y"}), (200, OK))
+        self.assertEqual(self.get("/registry/detail?name=hids_svr_grpc")[1]["data"], [])
+        self.assertEqual(self.post("/registry/evict", {"port": "x"})[0], 400)
+
+    def test_reads(self) -> None:
+        """Names, counts, and who this node is."""
+        for ip in ["10.0.0.1", "10.0.0.2"]:
+            self.post("/registry/register", {**MINE, "ip": ip})
+        self.post("/registry/register", {**MINE, "name": "hids_manage"})
+        for path, data in [
+            ("/registry/list", ["hids_manage", "hids_svr_grpc"]),
+            ("/registry/summary", {"hids_manage": 1, "hids_svr_grpc": 2}),
+            ("/endpoint/ping", {"host": "127.0.0.1:8088", "members": ["127.0.0.1:8088"]}),
+            ("/endpoint/stat", ["127.0.0.1:8088"]),
+        ]:
+            self.assertEqual(self.get(path), (200, {"data": data, "msg": "ok"}), path)
+        self.assertEqual(self.get("/ping"), (200, {"message": "pong"}))
+        self.assertEqual(self.get("/ready"), (200, {"ready": True}))
+
+    def test_detail_queries(self) -> None:
+        """A name is needed; a count limits; anything else about the query is no matter."""
+        for number in range(3):
+            self.post("/registry/register", {**MINE, "ip": f"10.0.0.{number}", "weight": number})
+        for query in ["", "?name=", "?count=3", "?names=x"]:
+            self.assertEqual(self.get(f"/registry/detail{query}"), (400, {"msg": "no server name"}))
+        for query, ips in [
+            ("", [0, 1, 2]),
+            ("&count=2", [0, 1]),
+            ("&count=0", [0, 1, 2]),
+            ("&count=-1", [0, 1, 2]),
+            ("&count=x", [0, 1, 2]),
+            ("&count=99999999999999999999", [0, 1, 2]),
+            ("&count=1&count=2&name=other", [0]),
+        ]:
+            for path in ["/registry/detail", "/registry/detail/"]:
+                status, body = self.get(f"{path}?name=hids_svr_grpc{query}")
+                self.assertEqual(
+                    (status, [r["ip"] for r in body["data"]]),
+                    (200, [f"10.0.0.{n}" for n in ips]),
+                    query,
+                )
+        self.assertEqual(self.get("/registry/detail?name=%ff%20"), (200, {"data": [], **OK}))
+
+    def test_fetch(self) -> None:
+        """The lightest, the heaviest, or any."""
+        for number in range(8):
+            self.post("/registry/register", {**MINE, "ip": f"10.0.0.{number}", "weight": number})
+        for query, weights in [
+            ("", [0, 1, 2, 3, 4]),
+            ("&count=2", [0, 1]),
+            ("&count=x&mode=other", [0, 1, 2, 3, 4]),
+            ("&count=3&mode=max", [7, 6, 5]),
+            ("&count=100", list(range(8))),
+        ]:
+            _, body = self.get(f"/registry/fetch?name=hids_svr_grpc{query}")
+            self.assertEqual([r["weight"] for r in body["data"]], weights, query)
+        _, body = self.get("/registry/fetch?name=hids_svr_grpc&mode=rand&count=5")
+        self.assertEqual(len({r["weight"] for r in body["data"]}), 5)
+        for count in ["101", "-1"]:
+            self.assertEqual(
+                self.get(f"/registry/fetch?name=hids_svr_grpc&count={count}"),
+                (400, {"msg": "fetch count out of limit"}),
+            )
+        self.assertEqual(self.get("/registry/fetch")[0], 400)
+        self.assertEqual(
+            self.get("/registry/fetch?name=x"),
+            (503, {"msg": "fetch registry error: server x no instance"}),
+        )
+
+    def test_peers_batches(self) -> None:
+        """A peer's batch is applied; what is old, unknown or invalid in it is passed over."""
+        self.post("/registry/register", MINE)
+
+        def event(action: str, ip: str, at: int, weight: int = 1, **more: Any) -> dict[str, Any]:
+            record = {**MINE, "ip": ip, "status": 2, "create_at": at, "update_at": at}
+            return {"action": action, "registry": {**record, "weight": weight, **more}}
+
+        batch = {
+            "source": "10.0.0.1:8088",
+            "data": [
+                event("REGISTER", "10.0.0.5", NOW - 1, 99),
+                event("REGISTER", "10.0.0.6", NOW + 500),
+                event("REGISTER", "10.0.0.7", NOW),
+                event("REGISTER", "10.0.0.8", NOW, port=0),
+                event("REGISTER", "10.0.0.9", NOW),
+                event("EVICT", "10.0.0.5", NOW - 1),
+                event("EVICT", "10.0.0.7", 0),
+                event("EVICT", "10.0.0.9", NOW),
+                event("SHOUT", "10.0.0.6", NOW),
+                {},
+            ],
+        }
+        self.assertEqual(self.post("/registry/sync", batch), (200, OK))
+        _, body = self.get("/registry/detail?name=hids_svr_grpc")
+        self.assertEqual(
+            [(r["ip"], r["weight"], r["status"]) for r in body["data"]],
+            [("10.0.0.6", 1, 0), ("10.0.0.5", 12, 0)],
+        )
+        self.assertEqual(self.post("/registry/sync", {"data": None}), (200, OK))
+        self.assertEqual(self.post("/registry/sync", {"data": [{"registry": []}]})[0], 400)
+        for reason, number in [("older", 2), ("invalid", 1), ("unknown", 2)]:
+            line = f'elkeid_sd_ignored_events_total{{reason="{reason}"}} {number}.0'
+            self.assertIn(line, self.face.metrics())
+
+    def test_ageing(self) -> None:
+        """A silent instance is shown ever less well, then it is gone."""
+        self.post("/registry/register", MINE)
+        seen = []
+        for _ in range(24):
+            _, body = self.get("/registry/detail?name=hids_svr_grpc")
+            seen.append(body["data"][0]["status"] if body["data"] else None)
+            self.face.network.advance(5, step=5)
+        self.assertEqual(seen, [0] * 10 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3 + [None] * 2)
+        self.assertIn('elkeid_sd_evicted_total{reason="silent"} 1.0', self.face.metrics())
+
+    def test_full(self) -> None:
+        """A full registry says so; nothing breaks."""
+        for number in range(1000):
+            self.face.role.registry.register(f"n{number}", "h", 1, 0, None, wall=0, now=NOW)
+        status, body = self.post("/registry/register", MINE)
+        self.assertEqual(status, 503)
+        self.assertIn("limit", body["msg"])
+
+    def test_metrics(self) -> None:
+        """Answers are counted under upstream's names; what vanished is shown no more."""
+        self.post("/registry/register", MINE)
+        self.get("/registry/detail?name=hids_svr_grpc")
+        self.get("/registry/detail")
+        self.get("/nowhere")
+        self.get("/ping")
+        text = self.face.metrics()
+        for line in [
+            'elkeid_sd_registry_list{name="hids_svr_grpc"} 1.0',
+            'elkeid_sd_http_api{code="200",path="/registry/register"} 1.0',
+            'elkeid_sd_http_api{code="200",path="/registry/detail"} 1.0',
+            'elkeid_sd_http_api{code="400",path="/registry/detail"} 1.0',
+            'elkeid_sd_http_api{code="404",path=""} 1.0',
+        ]:
+            self.assertIn(line + "\n", text)
+        self.assertNotIn('path="/ping"', text)
+        self.post("/registry/evict", MINE)
+        self.assertNotIn("hids_svr_grpc", self.face.metrics())
+
+    def test_wrong_methods(self) -> None:
+        """Wrong methods are 404 in JSON like unknown paths."""
+        client = RawConnection(self.face.role.site)
+        for line in [b"POST /registry/detail", b"GET /registry/register", b"PUT /ping"]:
+            answer = client.send(line + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 404 "), answer)
+            self.assertIn(b"application/json", answer)
+
+
+class RoleTests(SynchronousTestCase):
+    """Start and stop."""
+
+    def test_start_and_stop(self) -> None:
+        """The port opens at the start; after the stop no timer and no connection is left."""
+        face = Face()
+        self.assertEqual(face.network.ports, {})
+        face.start()
+        self.assertEqual(list(face.network.ports), [8088])
+        client = RawConnection(face.role.site)
+        face.network.run(face.role.stop())
+        self.assertTrue(client.wire.disconnecting)
+        client.lose()
+        self.assertEqual(face.network.clock.getDelayedCalls(), [])
+
+    def test_stop_after_failed_start(self) -> None:
+        """A role that could not start can be stopped."""
+        face = Face()
+        face.network.run(face.role.stop())
+
+    def test_one_node(self) -> None:
+        """More members than this release keeps alike are refused in one sentence."""
+        settings = parse(
+            {"discovery": {"members": ["127.0.0.1:8088", "127.0.0.1:8089"]}},
+            base=Path(),
+        )
+        with self.assertRaisesRegex(ConfigError, "runs one ServiceDiscovery; list one"):
+            Face(settings).start()
+        self.assertTrue(issubclass(ConfigError, OperatorError))
