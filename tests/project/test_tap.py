@@ -1,7 +1,9 @@
 """Choosing roles, settings at start, and composition, on a reactor in memory."""
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,8 +77,8 @@ class TapTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         """A folder of its own, roles that only take notes, a process that is not this one."""
-        self.folder = Path(self.mktemp())
-        self.folder.mkdir()
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
         self.settings_file = self.folder / "elkeid.toml"
         self.settings_file.write_text("")
         del Noting.story[:], Noting.made_with[:]

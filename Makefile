@@ -1,0 +1,74 @@
+# Everything a fresh machine needs beside this file: Python 3.11 or later (with venv), and make.
+#
+#   make run     set up, start every role in the foreground, say how to log in
+#   make test    set up, run all tests (more of them after `make tools`)
+#   make lint    code style            make types   static types
+#   make bench   measurements          make tools   Go programs that some tests and bench use
+#   make clean   remove what was built; keys and data stay
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := .tools/bin
+# The newest Python that is new enough; `make PYTHON=/path/to/python3 ...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+	{ echo $$p; break; }; done)
+# A flat layout hides the twistd plugin from plain editable installs; compat mode shows it.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--config-settings editable_mode=compat --editable
+WITH_TOOLS := PATH="$(CURDIR)/$(TOOLS):$$PATH"
+# The newest that the Go module proxy serves.
+H2SPEC := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+
+.PHONY: run test lint types bench tools clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.installed
+	@exec $(BIN)/twistd -n --pidfile= elkeid --welcome
+
+test: $(VENV)/.installed-test
+	@$(WITH_TOOLS) $(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	@$(BIN)/ruff check . tac/*.tac
+	@$(BIN)/ruff format --check . tac/*.tac
+
+types: $(VENV)/.installed-test
+	@$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	@$(WITH_TOOLS) $(BIN)/python -m bench.gateway
+
+# Stamps: installing again when what is installed has changed, and only then.
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "elkeid needs Python 3.11 or later: install it," \
+		"or name it with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module:" \
+		"install it (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON) ..."
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: setup.py pyproject.toml | $(VENV)/.created
+	@echo "Installing elkeid and what it needs into $(VENV) ..."
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: setup.py pyproject.toml | $(VENV)/.created
+	@echo "Installing elkeid and what its tests need into $(VENV) ..."
+	@$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.installed
+
+tools:
+	@command -v go >/dev/null 2>&1 || { echo "make tools needs Go 1.21 or later (https://go.dev/dl/)," \
+		"which fetches the version that is asked for" >&2; exit 1; }
+	@mkdir -p $(TOOLS)
+	cd tests/grpcgo && go build -o "$(CURDIR)/$(TOOLS)/" ./...
+	@test -x $(TOOLS)/h2spec || GOBIN="$(CURDIR)/$(TOOLS)" go install $(H2SPEC)
+
+clean:
+	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f twisted/plugins/dropin.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
