@@ -151,7 +151,7 @@ class DiscoveryClient:
 
     Args:
         clock: for timers.
-        http: signs with a key that every member knows.
+        http: signs with a key that every member knows; closed by `stop`.
         members: ``host:port`` of each.
     """
 
@@ -266,6 +266,7 @@ class DiscoveryClient:
         )
         self._renewals.clear()
         self._watches.clear()
+        await self._http.close()
 
 
 def _ignore(failure: Failure) -> None:

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
@@ -79,14 +80,42 @@ class Reply:
         return self.body[:200].decode("utf-8", "replace")
 
 
-def http_agent(reactor: Any, policy: IPolicyForHTTPS | None = None) -> Agent:
+@implementer(IAgent)
+class PooledAgent:
+    """Makes requests over connections that it keeps until `close`.
+
+    Args:
+        agent: makes them, from ``pool``.
+        pool: of the kept connections.
+    """
+
+    def __init__(self, agent: IAgent, pool: HTTPConnectionPool) -> None:
+        self._agent, self._pool = agent, pool
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See `IAgent`."""
+        return self._agent.request(method, uri, headers, bodyProducer)
+
+    def close(self) -> Deferred[None]:
+        """Close the kept connections, and end their timers."""
+        closed: Deferred[None] = self._pool.closeCachedConnections()
+        return closed
+
+
+def http_agent(reactor: Any, policy: IPolicyForHTTPS | None = None) -> PooledAgent:
     """Make an agent that keeps connections; ``policy`` decides about TLS servers."""
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = KEPT_CONNECTIONS
     pool.cachedConnectionTimeout = IDLE_SECONDS
     if policy is None:
-        return Agent(reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool)
-    return Agent(reactor, policy, connectTimeout=CONNECT_TIMEOUT, pool=pool)
+        return PooledAgent(Agent(reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool), pool)
+    return PooledAgent(Agent(reactor, policy, connectTimeout=CONNECT_TIMEOUT, pool=pool), pool)
 
 
 class JsonClient:
@@ -108,6 +137,13 @@ class JsonClient:
     ) -> None:
         self._clock, self._agent, self._wall = clock, agent, wall
         self._credentials = credentials
+
+    async def close(self) -> None:
+        """Give up kept connections; a client that is used again makes new ones."""
+        if isinstance(self._agent, PooledAgent):
+            # A connection returns to the pool just after its answer has been delivered.
+            await deferLater(self._clock, 0)
+            await self._agent.close()
 
     async def get(
         self,

@@ -16,7 +16,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from elkeid.web.client import Credentials, JsonClient
+from elkeid.web.client import Credentials, JsonClient, PooledAgent
 from elkeid.web.site import FaceSite
 
 T = TypeVar("T")
@@ -48,11 +48,10 @@ class MemoryNetwork:
         """The time of day."""
         return float(self.clock.seconds())
 
-    def agent(self) -> Agent:
+    def agent(self) -> PooledAgent:
         """Dials ports of this network, whatever the scheme; connections are kept."""
         pool = HTTPConnectionPool(self.clock)
-        agent: Agent = Agent.usingEndpointFactory(self.clock, _Endpoints(self), pool)
-        return agent
+        return PooledAgent(Agent.usingEndpointFactory(self.clock, _Endpoints(self), pool), pool)
 
     def client(self, credentials: Credentials | None = None) -> JsonClient:
         """A client whose connections are kept."""
