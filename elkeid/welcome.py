@@ -1,7 +1,9 @@
 """What a person at a terminal needs to know once the server is ready."""
 
+import shlex
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from elkeid.config import Settings
@@ -77,11 +79,10 @@ def _curl(url: str, option: str, password: str) -> str:
 
 
 def _short(path: Path) -> str:
-    """The path as seen from the working directory, where it lies below that."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    """The path as seen from the working directory, where it lies below that; for a shell."""
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def _dialled(listen: str, port: int) -> str:

@@ -23,7 +23,7 @@ COMMANDS = {
     "keys": ("elkeid.cli.keys", "Make keys, and take them to other machines."),
     "user": ("elkeid.cli.user", "Add users of the Manager."),
     "log": ("elkeid.cli.log", "Look at the event log."),
-    "fleet": ("elkeid.cli.fleet", "Simulate agents."),
+    "fleet": ("elkeid.cli.fleet", "Simulate agents, thousands in one process."),
 }
 
 

@@ -25,7 +25,9 @@ TLS_PORT = 6702  # beside the Manager's plain 6701
 )
 @click.pass_obj
 def init(obj: Invocation, advertise: str) -> None:
-    """Write settings and keys for a server that a network can reach.
+    """Set up a server for a network in one step.
+
+    Writes settings and keys for a server with every role that ADDRESS leads to.
 
     \b
     Example:
