@@ -99,6 +99,7 @@ class ClassLog:
         self.refusing: str | None = None  # a reason to drop everything, while it lasts
         self.unsynced_directory = False
         self.write_failures = 0
+        self._trouble: str | None = None  # why the last write failed
         self.state_dirty = True
         self._state_file = StateFile(files, directory / STATE_FILE, found.sequence)
         self._last_ident = max((each.name.ident for each in found.sealed), default=0)
@@ -164,8 +165,18 @@ class ClassLog:
         reason = self._append_frame(body, records, entries, now_ms)
         if reason is None:
             self.read += records
+            if self._trouble is not None:
+                self._trouble = None
+                self.log.info("{path}: records are stored again", path=self._directory)
             return True
         self.write_failures += 1
+        if reason != self._trouble:  # once, however long it lasts
+            self._trouble = reason
+            self.log.error(
+                "{path}: {reason}: new records are dropped until the disk takes them",
+                path=self._directory,
+                reason=reason,
+            )
         self.drop(reason, records)
         self.write_state()
         return False

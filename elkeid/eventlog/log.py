@@ -23,6 +23,7 @@ from elkeid.eventlog.cursors import (
     furthest_position,
     lock_reader,
     read_cursors,
+    reader_names,
     save_cursor,
     set_aside_damaged,
 )
@@ -72,6 +73,7 @@ class _Chores:
     states: list[int] = field(factory=list)  # descriptors
     doomed: list[tuple[ClassLog, Path]] = field(factory=list)
     now_ms: int | None = None  # None: readers need no look now
+    oldest: dict[str, int] = field(factory=dict)  # class label -> oldest offset
     gone: list[tuple[ClassLog, Path]] = field(factory=list)
     space: Space | None = None
     cursors: dict[str, Cursor] | None = None
@@ -160,6 +162,10 @@ class EventLog:
         try:
             found = await self._in_thread(self._open_in_thread)
             self._adopt(found)
+            try:
+                await self._in_thread(self._begin_readers, self._oldest(), self._now_ms())
+            except OSError as error:  # a full disk; tried again with the chores
+                self.log.error("readers have no place yet: {error}", error=error)
         except OSError as error:
             self._release()
             raise OperatorError(
@@ -213,8 +219,6 @@ class EventLog:
                 )
             )
             self._logs[-1].write_state()
-        for name in sorted(self._kept - set(self._cursors)):
-            self._begin_reader(name)
 
     def _cap(self, record_class: RecordClass, recovered: Recovered) -> int:
         settings = self._settings
@@ -228,21 +232,24 @@ class EventLog:
         own = sum(segment.size for segment in recovered.sealed) + recovered.active_size
         return max(min((self._space.free + own) // 2, MAX_TELEMETRY_CAP_BYTES), 16 * MiB)
 
-    def _begin_reader(self, name: str) -> None:
-        """Give a reader of the settings its place, so that it holds segments back from now on."""
-        held = lock_reader(self._directory, name)
-        if held is None:
-            return  # it runs and does so itself
-        try:
-            cursor = Cursor(used_ms=self._now_ms())
-            for log in self._logs:
-                place = cursor.classes[log.record_class.label] = ClassCursor()
-                if log.oldest_offset:
-                    place.expire("before", log.oldest_offset)
-            save_cursor(self._files, cursor_path(self._directory, name), cursor)
-            self._cursors[name] = cursor
-        finally:
-            os.close(held)
+    def _begin_readers(self, oldest: dict[str, int], now_ms: int) -> None:
+        """In a thread: give readers of the settings a place, so that it holds segments back."""
+        for name in sorted(self._kept - set(reader_names(self._directory))):
+            held = lock_reader(self._directory, name)
+            if held is None:
+                continue  # it runs, and does so itself
+            try:
+                cursor = Cursor(used_ms=now_ms)
+                for label, offset in oldest.items():
+                    place = cursor.classes[label] = ClassCursor()
+                    if offset:
+                        place.expire("before", offset)
+                save_cursor(self._files, cursor_path(self._directory, name), cursor)
+            finally:
+                os.close(held)
+
+    def _oldest(self) -> dict[str, int]:
+        return {log.record_class.label: log.oldest_offset for log in self._logs}
 
     async def close(self) -> None:
         """Commit, make everything durable, let go of the files; no timer is left."""
@@ -371,7 +378,7 @@ class EventLog:
             chores.doomed += [(log, path) for path in log.doomed]
         if self._clock.seconds() >= self._readers_due:
             self._readers_due = self._clock.seconds() + HOUSEKEEPING_SECONDS
-            chores.now_ms = self._now_ms()
+            chores.now_ms, chores.oldest = self._now_ms(), self._oldest()
         return chores
 
     def _work(self, chores: _Chores) -> None:
@@ -409,6 +416,7 @@ class EventLog:
             with _noting(chores.problems, directory / READERS_DIRECTORY):
                 for name in forget_unused(directory, self._kept, chores.now_ms):
                     self.log.info("reader {name} was not used for a day: forgotten", name=name)
+                self._begin_readers(chores.oldest, chores.now_ms)
                 chores.cursors, damaged = read_cursors(directory)
                 chores.problems += [str(error) for error in damaged.values()]
 

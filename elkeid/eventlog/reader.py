@@ -114,21 +114,23 @@ class _ClassReader:
             self._note_damage(frame.end - frame.start)
             return []
         if header.first_offset > self.position:
-            self._note_gap(header.first_offset)
+            self._note_gap(
+                header.first_offset, "damaged" if self._damage_since_frame else "lost_tail"
+            )
         self._damage_since_frame = False
         start, self.position = self.position, header.end_offset
         if header.first_offset < start:
             entries = [_cut(each, start) for each in entries if each.end_offset > start]
         return entries
 
-    def _note_gap(self, end: int) -> None:
-        """Find out why the records between the position and ``end`` are not there."""
+    def _note_gap(self, end: int, otherwise: str) -> None:
+        """Note that the records before ``end`` are not there: deleted, or ``otherwise``."""
         found = read_state(self._directory / STATE_FILE)
         state = found[1] if found else LogState()
         for reason, count in state.expired(self.position, min(end, state.deleted_to)).items():
             self._add_gap(self.position + count, reason)
         if self.position < end:
-            self._add_gap(end, "damaged" if self._damage_since_frame else "lost_tail")
+            self._add_gap(end, otherwise)
 
     def _add_gap(self, end: int, reason: str) -> None:
         self.log.warn(
@@ -149,7 +151,11 @@ class _ClassReader:
         for each in names:
             if each.base <= self.position:
                 chosen = each
-        return self._open(chosen)
+        if not self._open(chosen):
+            return False
+        if chosen.base > self.position:  # the oldest there is
+            self._note_gap(chosen.base, "missing")
+        return True
 
     def _open(self, name: SegmentName) -> bool:
         """Open a segment; False when it was deleted meanwhile."""

@@ -63,16 +63,27 @@ def check_versions(directory: Path) -> None:
 
 
 def _walk(path: Path, name: SegmentName, checkpoint: tuple[int, int, int]) -> _Tail:
+    """Find the end of a segment, from the checkpoint on if that leads to a frame or the end."""
     reader = SegmentReader(path, name)
     try:
-        tail = _Tail(SEGMENT_HEADER_BYTES, name.base, reader.header.dropped if reader.header else 0)
+        tail = _Tail(SEGMENT_HEADER_BYTES, name.base, 0)
+        size = reader.size()
         ident, position, end = checkpoint
-        if ident == name.ident and SEGMENT_HEADER_BYTES <= position <= reader.size():
-            reader.position = tail.position = position
+        if reader.header is not None:
+            tail.dropped = reader.header.dropped
+        if ident == name.ident and SEGMENT_HEADER_BYTES <= position <= size:
             tail.end = end
-        while frame := reader.next():
-            tail.position, tail.end = frame.end, frame.header.end_offset
+            if reader.header is not None:
+                reader.position = tail.position = position
+        frame = reader.next()
+        if frame is None and tail.position < size:
+            # Torn just here, or bytes are missing before: only the whole segment tells.
+            reader.position = tail.position = SEGMENT_HEADER_BYTES
+            frame = reader.next()
+        while frame is not None:
+            tail.position, tail.end = frame.end, max(tail.end, frame.header.end_offset)
             tail.dropped = frame.header.dropped
+            frame = reader.next()
         torn = reader.tail_header()
         if torn is not None and torn.first_offset >= tail.end:
             tail.torn_records = torn.records
