@@ -28,7 +28,7 @@ from elkeid.fleet.plugins import Plugins
 from elkeid.fleet.records import StreamWriter, Template
 from elkeid.fleet.report import AgentReport, StreamReport, by_class
 from elkeid.fleet.resolve import AddressBook, Lookup, LookupFailed
-from elkeid.fleet.wheel import Ticked, TimerWheel
+from elkeid.fleet.wheel import SLOT_SECONDS, Ticked, TimerWheel
 from elkeid.wire.command import decode_command
 from elkeid.wire.compression import decompressor, snappy_frame
 
@@ -435,16 +435,17 @@ class SimulatedAgent(Ticked):
             if not self._over:
                 self.start()
             return None
-        if now >= self._next_event:
-            self._replay(now)
         if now >= self._next_heartbeat or now >= self._next_plugins:
             self._beat(now)
+        if now >= self._next_event:
+            self._replay(now)
         if self._link is not None and len(self._buffer):
             self._send_buffer()
             if len(self._buffer):
                 return now + TICK_SECONDS
         due = min(self._next_event, self._next_heartbeat, self._next_plugins)
-        return None if due == inf else self._next_tick(max(due, now))
+        # Not again in this tick, whatever became due since it began.
+        return None if due == inf else self._next_tick(max(due, now + SLOT_SECONDS / 2))
 
     def _replay(self, now: float) -> None:
         world, buffer = self._world, self._buffer

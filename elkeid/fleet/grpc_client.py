@@ -17,45 +17,56 @@ from urllib.parse import unquote
 import hpack
 from attrs import define, field, frozen
 
-from elkeid.errors import WireError
+from elkeid.wire.http2_frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    DEFAULT_HEADER_TABLE,
+    DEFAULT_WINDOW,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEAD,
+    HEAD_BYTES,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LARGEST_MAX_FRAME,
+    LARGEST_WINDOW,
+    MAX_FRAME_SIZE,
+    PADDED,
+    PING,
+    PREFACE,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTING,
+    SETTINGS,
+    SETTINGS_ACK,
+    SMALLEST_MAX_FRAME,
+    STREAM_ID_MASK,
+    U32,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+    ErrorCode,
+    Http2Error,
+    frame,
+    goaway_frame,
+    ping_frame,
+    rst_stream_frame,
+    settings_frame,
+    window_update_frame,
+)
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 TRANSFER_PATH = "/grpc.Transfer/Transfer"
 USER_AGENT = "grpc-go/1.69.4"
 BDP_PING = bytes.fromhex("02041010090e0707")
 
-WINDOW = 65_535  # bytes; the receive window that agents start with and keep
-WINDOW_REFILL = WINDOW // 4  # bytes taken before a window is refilled
-FRAME_BYTES = 16_384  # largest frame either side takes before it says otherwise
+WINDOW_REFILL = DEFAULT_WINDOW // 4  # bytes taken before a window is refilled
 MESSAGE_BYTES = 4 << 20  # largest Command an agent takes; a longer one ends its stream
 HEADER_BYTES = 1 << 20  # of one header block; a server that sends more is broken
 CONTROL_FRAMES = 1_000  # SETTINGS and PING frames to answer in one read; more is a flood
-_WINDOW_LIMIT = (1 << 31) - 1
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
-WINDOW_UPDATE, CONTINUATION = 8, 9
-ACK = END_STREAM = 0x1
-END_HEADERS, PADDED, PRIORITY_FLAG = 0x4, 0x8, 0x20
-HEADER_TABLE_SIZE, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 4, 5
-
-_FRAME = struct.Struct(">BHBBI")  # length in 8 + 16 bits, type, flags, stream
 _MESSAGE = struct.Struct(">BI")  # compressed flag, length
-_SETTING = struct.Struct(">HI")
-_U32 = struct.Struct(">I")
-
-
-class ErrorCode(IntEnum):
-    """HTTP/2 error codes that this side sends or tells apart."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    FLOW_CONTROL_ERROR = 3
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
 
 
 class Status(IntEnum):
@@ -76,14 +87,6 @@ _STATUS_OF_RESET = {
     ErrorCode.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
     ErrorCode.INADEQUATE_SECURITY: Status.PERMISSION_DENIED,
 }
-
-
-class Http2Error(WireError):
-    """The server broke HTTP/2; ``code`` is what its GOAWAY says."""
-
-    def __init__(self, code: ErrorCode, reason: str) -> None:
-        self.code = code
-        super().__init__(reason)
 
 
 @frozen
@@ -152,12 +155,6 @@ class _Call:
     taken: int = 0  # bytes received since the stream's window was refilled
 
 
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One HTTP/2 frame."""
-    size = len(payload)
-    return _FRAME.pack(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
-
-
 class GrpcClientConnection:
     """One HTTP/2 connection as a host agent's gRPC client keeps it.
 
@@ -170,15 +167,15 @@ class GrpcClientConnection:
 
     def __init__(self, authority: str) -> None:
         self._authority = authority
-        self._out: list[bytes] = [PREFACE, frame(SETTINGS, 0, 0)]
+        self._out: list[bytes] = [PREFACE, settings_frame(())]
         self._in = bytearray()
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder(max_header_list_size=HEADER_BYTES)
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
-        self._window = WINDOW  # bytes the server still takes on the connection
-        self._call_window = WINDOW  # what its SETTINGS give each new stream
-        self._max_frame = FRAME_BYTES
+        self._window = DEFAULT_WINDOW  # bytes the server still takes on the connection
+        self._call_window = DEFAULT_WINDOW  # what its SETTINGS give each new stream
+        self._max_frame = SMALLEST_MAX_FRAME
         self._taken = 0  # bytes received since the connection's window was refilled
         self._ready = False
         self._broken = False
@@ -243,7 +240,7 @@ class GrpcClientConnection:
         if size <= room and size <= self._max_frame and not call.waiting:
             call.window -= size
             self._window -= size
-            self._out.append(_FRAME.pack(size >> 16, size & 0xFFFF, DATA, 0, stream_id) + message)
+            self._out.append(HEAD.pack(size << 8 | DATA, 0, stream_id) + message)
             return
         step = self._max_frame
         call.waiting.extend(message[at : at + step] for at in range(0, size, step))
@@ -261,7 +258,7 @@ class GrpcClientConnection:
     def cancel_call(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
         """Reset a call; no event tells its end."""
         if self._calls.pop(stream_id, None) is not None:
-            self._out.append(frame(RST_STREAM, 0, stream_id, _U32.pack(code)))
+            self._out.append(rst_stream_frame(stream_id, code))
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Read what the server sent."""
@@ -275,28 +272,28 @@ class GrpcClientConnection:
         except Http2Error as error:
             self._broken = True
             self._in.clear()
-            self._out.append(frame(GOAWAY, 0, 0, struct.pack(">II", 0, error.code)))
+            self._out.append(goaway_frame(0, error.code))
             events.append(ConnectionBroken(error.code, str(error)))
         return events
 
     def _read_frames(self, events: list[Event]) -> None:
         buffer, at, end = self._in, 0, len(self._in)
-        while end - at >= 9:
-            high, low, kind, flags, stream_id = _FRAME.unpack_from(buffer, at)
-            size = high << 16 | low
-            if size > FRAME_BYTES:
+        while end - at >= HEAD_BYTES:
+            head, flags, stream_id = HEAD.unpack_from(buffer, at)
+            size, kind = head >> 8, head & 0xFF
+            if size > SMALLEST_MAX_FRAME:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
-            if end - at < 9 + size:
+            if end - at < HEAD_BYTES + size:
                 break
-            payload = bytes(buffer[at + 9 : at + 9 + size])
-            at += 9 + size
+            payload = bytes(buffer[at + HEAD_BYTES : at + HEAD_BYTES + size])
+            at += HEAD_BYTES + size
             if not self._ready and kind != SETTINGS:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             if self._block is not None and kind != CONTINUATION:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted")
             read = _READERS.get(kind)
             if read is not None:  # unknown frame types are ignored
-                read(self, flags, stream_id & 0x7FFF_FFFF, payload, events)
+                read(self, flags, stream_id & STREAM_ID_MASK, payload, events)
         del buffer[:at]
 
     # --- one method for each frame type
@@ -311,27 +308,27 @@ class GrpcClientConnection:
         if flags & ACK:
             return
         self._count_answer()
-        for name, value in _SETTING.iter_unpack(payload):
+        for name, value in SETTING.iter_unpack(payload):
             self._apply_setting(name, value)
-        self._out.append(frame(SETTINGS, ACK, 0))
+        self._out.append(SETTINGS_ACK)
         if not self._ready:
             self._ready = True
             events.append(ConnectionReady())
 
     def _apply_setting(self, name: int, value: int) -> None:
         if name == INITIAL_WINDOW_SIZE:
-            if value > _WINDOW_LIMIT:
+            if value > LARGEST_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
             change = value - self._call_window
             self._call_window = value
             for call in list(self._calls.values()):
                 self._grow(call, change)
         elif name == MAX_FRAME_SIZE:
-            if not FRAME_BYTES <= value < 1 << 24:
+            if not SMALLEST_MAX_FRAME <= value <= LARGEST_MAX_FRAME:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
             self._max_frame = value
         elif name == HEADER_TABLE_SIZE:
-            self._encoder.header_table_size = min(value, 4096)
+            self._encoder.header_table_size = min(value, DEFAULT_HEADER_TABLE)
 
     def _read_ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:
@@ -343,7 +340,7 @@ class GrpcClientConnection:
                 self._bdp_ping_out = False
             return
         self._count_answer()
-        self._out.append(frame(PING, ACK, 0, payload))
+        self._out.append(ping_frame(payload, ACK))
 
     def _count_answer(self) -> None:
         self._answers += 1
@@ -355,7 +352,7 @@ class GrpcClientConnection:
     ) -> None:
         if len(payload) != 4:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong length")
-        more = _U32.unpack(payload)[0] & 0x7FFF_FFFF
+        more = U32.unpack(payload)[0] & STREAM_ID_MASK
         call = self._calls.get(stream_id)
         if not more:
             if not stream_id:
@@ -367,14 +364,14 @@ class GrpcClientConnection:
                 self._grow(call, more)
         else:
             self._window += more
-            if self._window > _WINDOW_LIMIT:
+            if self._window > LARGEST_WINDOW:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window overflows")
             for each in list(self._calls.values()):
                 self._send_waiting(each)
 
     def _grow(self, call: _Call, more: int) -> None:
         call.window += more
-        if call.window > _WINDOW_LIMIT:
+        if call.window > LARGEST_WINDOW:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window overflows")
         self._send_waiting(call)
 
@@ -385,11 +382,11 @@ class GrpcClientConnection:
         body = _unpadded(payload, flags)
         self._taken += size
         if self._taken >= WINDOW_REFILL:
-            self._out.append(frame(WINDOW_UPDATE, 0, 0, _U32.pack(self._taken)))
+            self._out.append(window_update_frame(0, self._taken))
             self._taken = 0
         if size and not self._bdp_ping_out:
             self._bdp_ping_out = True
-            self._out.append(frame(PING, 0, 0, BDP_PING))
+            self._out.append(ping_frame(BDP_PING))
         call = self._calls.get(stream_id)
         if call is None:  # ended already on this side
             return
@@ -399,7 +396,7 @@ class GrpcClientConnection:
         call.taken += size
         call.received += body
         if call.taken >= WINDOW_REFILL and not flags & END_STREAM:
-            self._out.append(frame(WINDOW_UPDATE, 0, stream_id, _U32.pack(call.taken)))
+            self._out.append(window_update_frame(stream_id, call.taken))
             call.taken = 0
         self._read_messages(call, events)
         if flags & END_STREAM and stream_id in self._calls:
@@ -429,7 +426,7 @@ class GrpcClientConnection:
         if not stream_id % 2 or stream_id >= self._next_id:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
         block = _unpadded(payload, flags)
-        if flags & PRIORITY_FLAG:
+        if flags & WITH_PRIORITY:
             if len(block) < 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without its priority")
             block = block[5:]
@@ -489,7 +486,7 @@ class GrpcClientConnection:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM of a wrong form")
         call = self._calls.pop(stream_id, None)
         if call is not None:
-            code = _U32.unpack(payload)[0]
+            code = U32.unpack(payload)[0]
             status = _STATUS_OF_RESET.get(code, Status.INTERNAL)
             reason = f"the server reset the stream, code {code}"
             events.append(CallEnded(stream_id, status, reason, False, call.closed))
@@ -499,9 +496,9 @@ class GrpcClientConnection:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "GOAWAY of a wrong form")
         last, code = struct.unpack_from(">II", payload)
         self.going_away = True
-        events.append(GoAwayReceived(last & 0x7FFF_FFFF, code, payload[8:]))
+        events.append(GoAwayReceived(last & STREAM_ID_MASK, code, payload[8:]))
         for call in list(self._calls.values()):
-            if call.stream_id > last & 0x7FFF_FFFF:
+            if call.stream_id > last & STREAM_ID_MASK:
                 del self._calls[call.stream_id]
                 reason = "GOAWAY: not taken by the server"
                 events.append(
@@ -526,8 +523,7 @@ class GrpcClientConnection:
         """The server's side is over; tell it that this side is, too."""
         del self._calls[call.stream_id]
         if not call.closed:
-            code = _U32.pack(ErrorCode.NO_ERROR)
-            self._out.append(frame(RST_STREAM, 0, call.stream_id, code))
+            self._out.append(rst_stream_frame(call.stream_id, ErrorCode.NO_ERROR))
         events.append(CallEnded(call.stream_id, status, message, from_trailers, call.closed))
 
     def _fail(

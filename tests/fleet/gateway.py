@@ -17,6 +17,7 @@ from elkeid.fleet.link import Address, AgentLink, DialFailed
 from elkeid.wire import item, mqdata, rawdata
 from elkeid.wire.compression import decompressor, snappy_frame
 from elkeid.wire.datatypes import CLASS_OF, RecordClass
+from elkeid.wire.protobuf import read_varint
 
 HEADERS = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-encoding", "snappy")]
 
@@ -36,12 +37,16 @@ class Record(NamedTuple):
 
 
 def decode_batch(body: bytes) -> list[Record]:
-    """Decode one compressed message with the gateway's own decoders."""
-    packet = rawdata.split(decompressor("snappy")(body, 1 << 26))
+    """Decode one compressed message with the gateway's own decoders, in the order sent."""
+    data = decompressor("snappy")(body, 1 << 26)
+    packet = rawdata.split(data)
     host = packet.header
     records = []
-    for raw in mqdata.records(b"".join(region for _, _, region in packet.runs)):
-        decoded = mqdata.decode(raw)
+    at = 0
+    while data[at] == 0x0A:  # RawData field 1, which agents send before the others
+        size, start = read_varint(data, at + 1, len(data))
+        at = start + size
+        decoded = mqdata.decode(data[start:at])
         records.append(
             Record(
                 host.agent_id.decode(),
@@ -51,6 +56,7 @@ def decode_batch(body: bytes) -> list[Record]:
                 item.decode_text(decoded.body),
             )
         )
+    assert len(records) == packet.count
     return records
 
 

@@ -16,7 +16,6 @@ from elkeid.fleet.grpc_client import (
     CONTROL_FRAMES,
     HEADER_BYTES,
     MESSAGE_BYTES,
-    PREFACE,
     TRANSFER_PATH,
     CallEnded,
     ConnectionBroken,
@@ -26,11 +25,21 @@ from elkeid.fleet.grpc_client import (
     GrpcClientConnection,
     MessageReceived,
     Status,
+)
+from elkeid.wire.http2_frames import (
+    CONTINUATION,
+    DATA,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
     frame,
 )
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = 0, 1, 3, 4, 5, 6, 7
-WINDOW_UPDATE, CONTINUATION = 8, 9
 ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
 OK = [("grpc-status", "0"), ("grpc-message", "")]
 

@@ -1,0 +1,473 @@
+"""Simulated agents behave as real ones do, told by a fake clock."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+
+from elkeid.fleet.agent import Allowance, SimulatedAgent, World
+from elkeid.fleet.buffer import BUFFER_RECORDS
+from elkeid.fleet.host import STOCK_PLUGINS, Host
+from elkeid.fleet.link import Address
+from elkeid.fleet.records import event_template
+from elkeid.fleet.resolve import AddressBook, LookupFailed
+from elkeid.fleet.wheel import TimerWheel
+from elkeid.wire.command import ConfigItem, Task, encode_command
+from tests.fleet.gateway import H2Gateway, Network
+
+ONE, TWO, THREE = Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("::1", 3)
+WALL = 1_700_000_000.0
+
+
+class Scene:
+    """One agent in a network in memory."""
+
+    def __init__(
+        self,
+        *,
+        private: tuple[Address, ...] = (ONE,),
+        rate: float = 0.0,
+        restart: bool = False,
+        total: int | None = None,
+        member: str | None = None,
+    ) -> None:
+        self.clock = Clock()
+        self.network = Network(self.clock)
+        self.listed: Any = []
+        self.lookups = 0
+        wheel = TimerWheel(self.clock)
+        wheel.start()
+        self.world = World(
+            clock=self.clock,
+            wall=lambda: WALL + self.clock.seconds(),
+            wheel=wheel,
+            dial=self.network.dial,
+            lookup=self._lookup,
+            permitted=lambda address: not address.host.startswith("10."),
+            templates=[event_template(59, {"n": "a"}), event_template(1010, {"n": "b"})],
+            rate=rate,
+            restart=restart,
+            chance=lambda: 0.5,
+            allowance=Allowance(total),
+        )
+        self.agent = SimulatedAgent(0, Host(1, 0), AddressBook(member, private), self.world)
+
+    def _lookup(self, member: str) -> Deferred[list[Address]]:
+        self.lookups += 1
+        if isinstance(self.listed, Deferred):
+            return self.listed
+        if isinstance(self.listed, Exception):
+            return fail(self.listed)
+        return succeed(list(self.listed))
+
+    def listen(self, *addresses: Address, **options: Any) -> None:
+        """Have gateways at these addresses."""
+        for address in addresses:
+            self.network.listening[str(address)] = partial(H2Gateway, **options)
+
+    def close(self, *addresses: Address) -> None:
+        """Have nothing there any more."""
+        for address in addresses:
+            del self.network.listening[str(address)]
+
+    def start(self) -> "Scene":
+        """Start the agent now."""
+        self.agent.start()
+        self.network.flush()
+        return self
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.network.advance(seconds, 0.05)
+
+    @property
+    def gateway(self) -> H2Gateway:
+        """The latest connection's other end."""
+        return self.network.connections[-1]
+
+    @property
+    def streams(self) -> list[tuple[str, int]]:
+        """Addresses and numbers of the streams opened so far."""
+        return [(stream.address, stream.conn) for stream in self.agent.report().streams]
+
+
+def test_first_heartbeat_then_one_a_minute() -> None:
+    """A heartbeat comes at once, the next after 60 s, and the plugins' only then."""
+    scene = Scene()
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(0.2)
+    (first,) = scene.gateway.records
+    assert first.data_type == 1000
+    assert first.time == int(WALL)
+    scene.advance(59)
+    assert len(scene.gateway.records) == 1
+    scene.advance(1.2)
+    second, *plugins = scene.gateway.records[1:]
+    assert (second.data_type, second.fields["net_mode"]) == (1000, "private")
+    assert [p.fields["name"] for p in plugins] == list(STOCK_PLUGINS)
+    assert [r.fields["fleet_seq"] for r in scene.gateway.records] == [str(n) for n in range(8)]
+
+
+def test_everything_of_a_tick_is_one_message() -> None:
+    """At 50 events a second, each message of a 100 ms tick carries five."""
+    scene = Scene(rate=50)
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(5)
+    messages = scene.gateway.messages
+    assert 48 <= len(messages) <= 51
+    events = [r for r in scene.gateway.records if r.data_type != 1000]
+    assert 245 <= len(events) <= 251
+    assert [r.fields["fleet_seq"] for r in events if r.data_type == 59] == [
+        str(n) for n in range((len(events) + 1) // 2)
+    ]
+
+
+def test_addresses_in_the_order_received() -> None:
+    """Service discovery's list is dialled in order, then the private addresses."""
+    scene = Scene(member="sd:1", private=(THREE,))
+    scene.listed = [TWO, ONE, TWO]
+    scene.listen(THREE)
+    scene.start()
+    assert scene.network.dialled == [str(TWO), str(ONE), str(TWO), "[::1]:3"]
+    assert scene.streams == [("[::1]:3", 0)]
+
+
+def test_remote_addresses_are_left_out() -> None:
+    """An address that may not be dialled is skipped and counted."""
+    scene = Scene(member="sd:1", private=())
+    scene.listed = [Address("10.0.0.1", 6751), ONE]
+    scene.listen(ONE)
+    scene.start()
+    assert scene.network.dialled == [str(ONE)]
+    assert scene.world.totals.remote_refused == 1
+
+
+def test_service_discovery_away() -> None:
+    """Without an answer of service discovery the private address is used."""
+    scene = Scene(member="sd:1")
+    scene.listed = LookupFailed("no such luck")
+    scene.listen(ONE)
+    scene.start()
+    assert scene.streams == [(str(ONE), 0)]
+    assert scene.world.totals.errors == {"no such luck": 1}
+
+
+def test_seventh_failure_ends_the_agent() -> None:
+    """Seven rounds without a usable address, 5 s apart, and the agent exits."""
+    scene = Scene(private=(ONE, TWO))
+    scene.start()
+    scene.advance(29.9)
+    assert len(scene.network.dialled) == 12
+    assert not scene.agent.done.called
+    scene.advance(0.2)
+    assert scene.network.times[::2] == pytest.approx([0, 5, 10, 15, 20, 25, 30], abs=0.1)
+    assert scene.agent.done.called
+    report = scene.agent.report()
+    assert (report.failed_rounds, report.exits, report.lost_on_exit) == (7, 1, 1)
+    assert not report.confirmed_at_end
+    scene.advance(100)
+    assert len(scene.network.dialled) == 14
+
+
+def test_loss_of_the_server_to_the_exit() -> None:
+    """When the server dies, the agent exits about 40 s later; the first redial is no failure."""
+    scene = Scene()
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(1)
+    scene.close(ONE)
+    scene.network.kill()
+    lost = scene.clock.seconds()
+    scene.advance(39.9)
+    assert not scene.agent.done.called
+    scene.advance(0.3)
+    assert scene.agent.done.called
+    assert [round(at - lost) for at in scene.network.times[1:]] == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert scene.agent.report().failed_rounds == 7
+
+
+def test_comes_back_after_a_restart_of_the_server() -> None:
+    """A server that is back within 40 s has its agents again, on a new stream."""
+    scene = Scene(rate=10)
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(2)
+    scene.close(ONE)
+    scene.network.kill()
+    scene.advance(21)
+    scene.listen(ONE)
+    scene.advance(6)
+    assert scene.agent.streaming
+    assert [conn for _, conn in scene.streams] == [0, 1]
+    records = scene.gateway.records
+    assert {r.fields["fleet_conn"] for r in records} == {"1"}
+    logs = [r.fields["fleet_seq"] for r in records if r.data_type == 1010]
+    assert logs == [str(n) for n in range(len(logs))]
+    assert len(records) > 250  # the buffer kept what came meanwhile
+    first, second = scene.agent.report().streams
+    assert (first.status, first.half_closed) == (14, False)
+    assert sum(first.confirmed.values()) == 0
+    assert second.status is None
+
+
+def test_failures_in_a_row_only() -> None:
+    """A connection in between forgives all failures before it."""
+    scene = Scene()
+    scene.start()
+    scene.advance(26)
+    scene.listen(ONE)
+    scene.advance(5)
+    assert scene.agent.streaming
+    scene.close(ONE)
+    scene.network.kill()
+    scene.advance(39)
+    assert not scene.agent.done.called
+
+
+def test_restart_after_an_exit() -> None:
+    """With restarts, an agent that exited starts anew 45 s later and goes on counting streams."""
+    scene = Scene(restart=True)
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(1)
+    scene.close(ONE)
+    scene.network.kill()
+    scene.advance(41)
+    assert scene.agent.exits == 1
+    scene.listen(ONE)
+    scene.advance(43)
+    assert not scene.agent.streaming
+    scene.advance(3)
+    assert scene.streams == [(str(ONE), 0), (str(ONE), 1)]
+    assert [(r.data_type, r.fields["fleet_conn"]) for r in scene.gateway.records] == [(1000, "1")]
+    assert scene.world.totals.restarts == 1
+
+
+def test_a_refused_stream_keeps_the_connection() -> None:
+    """Refused streams come again every 5 s on one connection, six in all; then it is redialled."""
+    scene = Scene()
+    scene.listen(ONE, status=(2, "out of max connection limit"))
+    scene.start()
+    scene.advance(24.9)
+    assert len(scene.network.dialled) == 1
+    assert len(scene.gateway.headers) == 5
+    scene.advance(0.2)
+    assert len(scene.gateway.headers) == 6
+    scene.advance(5)
+    assert len(scene.network.dialled) == 2
+    assert scene.network.connections[0].lost
+    assert not scene.agent.done.called
+    assert {s.message for s in scene.agent.report().streams} == {"out of max connection limit"}
+
+
+def test_goaway_redials_the_same_address() -> None:
+    """After GOAWAY and the stream's end, the same address is dialled again, list or not."""
+    scene = Scene(member="sd:1")
+    scene.listed = [TWO, ONE]
+    scene.listen(ONE, TWO)
+    scene.start()
+    assert scene.network.dialled == [str(TWO)]
+    scene.listed = [ONE]
+    scene.gateway.http2.close_connection(last_stream_id=1)
+    scene.gateway.transport.write(scene.gateway.http2.data_to_send())
+    scene.network.flush()
+    assert scene.agent.streaming  # GOAWAY alone ends no stream
+    scene.network.kill()
+    scene.advance(5.2)
+    assert scene.network.dialled == [str(TWO), str(TWO)]
+    assert scene.lookups == 1
+    assert scene.agent.streaming
+
+
+def test_a_failed_redial_resolves_again() -> None:
+    """When the same address does not answer any more, the whole list is asked for anew."""
+    scene = Scene(member="sd:1")
+    scene.listed = [TWO, ONE]
+    scene.listen(ONE, TWO)
+    scene.start()
+    scene.close(TWO)
+    scene.network.kill()
+    scene.advance(10.2)
+    assert scene.network.dialled == [str(TWO)] * 3 + [str(ONE)]
+    assert scene.lookups == 2
+    assert scene.streams == [(str(TWO), 0), (str(ONE), 1)]
+    assert scene.agent.report().failed_rounds == 0
+
+
+def test_the_buffer_overflows_silently() -> None:
+    """Without a server 2048 records are kept; the rest of the plugins' is dropped and counted."""
+    scene = Scene(rate=200)
+    scene.start()
+    scene.advance(15)
+    report = scene.agent.report()
+    assert report.dropped == pytest.approx(15 * 200 - BUFFER_RECORDS, abs=25)
+    scene.listen(ONE)
+    scene.advance(5.2)
+    batch = scene.gateway.records
+    assert len(scene.gateway.messages[0]) > 1000
+    assert len(batch) >= BUFFER_RECORDS
+    assert batch[0].data_type == 1000
+
+
+def test_own_heartbeats_displace_the_oldest() -> None:
+    """In a full buffer the agent's heartbeats are written over slot 0."""
+    scene = Scene(rate=500, restart=True)
+    scene.world.clock.advance(0)  # type: ignore[attr-defined]
+    scene.listed = Deferred()
+    scene.agent = SimulatedAgent(0, Host(1, 0), AddressBook("sd:1", ()), scene.world)
+    scene.start()
+    scene.advance(61)
+    assert scene.agent.report().overwritten == 7
+
+
+def test_a_server_that_does_not_read() -> None:
+    """When the gateway's window is used up, records wait in the agent's buffer, not in ours."""
+    scene = Scene(rate=500)
+    scene.listen(ONE, settings={4: 0})
+    scene.start()
+    scene.advance(30)
+    link = scene.agent._link
+    assert link is not None
+    assert link.blocked
+    assert link._http2.waiting_bytes < 200_000
+    assert scene.agent.report().dropped > 1000
+    assert scene.gateway.messages == []
+
+
+def test_half_close_confirms() -> None:
+    """At the end what is buffered goes out, and OK trailers confirm all of it."""
+    scene = Scene(rate=10)
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(3)
+    scene.agent.finish()
+    scene.network.flush()
+    assert scene.agent.done.called
+    report = scene.agent.report()
+    (stream,) = report.streams
+    assert (stream.half_closed, stream.status) == (True, 0)
+    assert stream.sent == stream.confirmed
+    assert report.confirmed_at_end
+    assert sum(stream.sent.values()) == len(scene.gateway.records)
+    scene.advance(30)
+    assert len(scene.network.dialled) == 1
+    assert scene.gateway.lost
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 7.0])
+def test_finish_without_a_stream(seconds: float) -> None:
+    """An agent that waits, dials or never began ends at once when told to."""
+    scene = Scene()
+    if seconds:
+        scene.start()
+        scene.advance(seconds)
+    scene.agent.finish()
+    assert scene.agent.done.called
+    scene.agent.stop()
+    scene.advance(100)
+    assert not scene.agent.report().confirmed_at_end
+
+
+def test_finish_in_a_lookup_or_dial() -> None:
+    """A hung service discovery or a silent address holds up no end."""
+    scene = Scene(member="sd:1")
+    scene.listed = Deferred()
+    scene.start()
+    scene.advance(1000)  # real agents have no timeout here
+    assert not scene.agent.done.called
+    scene.agent.finish()
+    assert scene.agent.done.called
+    assert scene.network.dialled == []
+
+    scene = Scene()
+    scene.network.listening[str(ONE)] = partial(H2Gateway)
+    hung: Deferred[Any] = Deferred()
+    scene.world.dial = lambda _: hung
+    scene.start()
+    scene.agent.finish()
+    assert scene.agent.done.called
+
+
+def test_a_silent_server_at_the_end() -> None:
+    """A stream that gets no status can be stopped, and is not confirmed."""
+    scene = Scene()
+    scene.listen(ONE)
+    scene.start()
+    scene.gateway.answer_half_close = False
+    scene.agent.finish()
+    scene.network.flush()
+    assert not scene.agent.done.called
+    scene.agent.stop()
+    assert scene.agent.done.called
+    assert not scene.agent.report().confirmed_at_end
+
+
+def test_tasks_and_configs() -> None:
+    """A Command with a task is only a task; one without is the list of plugins to have."""
+    scene = Scene()
+    scene.listen(ONE)
+    scene.start()
+    agent, gateway = scene.agent, scene.gateway
+
+    def command(data: bytes) -> None:
+        gateway.command(1, data)
+        scene.network.flush()
+
+    both = encode_command(Task(5050, "collector", "{}", "t1"), [ConfigItem("driver")])
+    command(both)
+    assert (agent.plugins.tasks, agent.plugins.syncs) == (1, 0)
+    assert set(agent.plugins.loaded) == set(STOCK_PLUGINS)
+    since = agent.plugins.loaded["driver"].since
+    scene.advance(2)
+    command(
+        encode_command(
+            config=[
+                ConfigItem("driver", version=STOCK_PLUGINS["driver"]),
+                ConfigItem("etrace", version="1"),
+                ConfigItem("elkeid-agent", version="9"),
+            ]
+        )
+    )
+    assert {n: p.version for n, p in agent.plugins.loaded.items()} == {
+        "driver": STOCK_PLUGINS["driver"],
+        "etrace": "1",
+    }
+    assert agent.plugins.loaded["driver"].since == since
+    assert agent.plugins.loaded["etrace"].since > since
+    scene.advance(60)
+    names = [r.fields["name"] for r in gateway.records if r.data_type == 1001]
+    assert names == ["driver", "etrace"]
+    command(b"")
+    assert (agent.plugins.loaded, agent.plugins.wiped) == ({}, 1)
+    command(b"")
+    report = agent.report()
+    assert (report.plugins, report.syncs, report.wiped) == ({}, 3, 1)
+
+
+def test_a_bad_command_ends_the_stream() -> None:
+    """A Command that cannot be read costs the stream; the agent comes back."""
+    scene = Scene()
+    scene.listen(ONE)
+    scene.start()
+    scene.gateway.command(1, b"\x12\xff")
+    scene.network.flush()
+    assert not scene.agent.streaming
+    assert scene.gateway.resets == [(1, 8)]
+    scene.advance(5.2)
+    assert scene.agent.streaming
+    assert len(scene.network.dialled) == 1
+
+
+def test_a_total_is_exact() -> None:
+    """With a total, exactly so many events are sent, whatever was lost on the way."""
+    scene = Scene(rate=100, total=2500)
+    scene.start()
+    scene.advance(24)  # fills the buffer; what is dropped does not count
+    scene.listen(ONE)
+    scene.advance(60)
+    events = [r for r in scene.gateway.records if r.data_type not in (1000, 1001)]
+    assert len(events) == scene.world.totals.events_sent == 2500
