@@ -231,6 +231,7 @@ class _Dial(ClientFactory):
         self._tls = _AgentTLSFactory(tls, True, inner, clock)
         self._budget: IDelayedCall | None = clock.callLater(DIAL_SECONDS, self._spent)
         self._connector: Any = None
+        self._given_up = False
 
     def startedConnecting(self, connector: Any) -> None:
         """Keep what can stop the attempt."""
@@ -261,13 +262,14 @@ class _Dial(ClientFactory):
         self._hang_up()
 
     def _cancel(self, _: object) -> None:
+        self._given_up = True  # the Deferred itself fails, once this returns
         self._stop_budget()
         self._hang_up()
 
     def _hang_up(self) -> None:
         if self._link.transport is not None:
             self._link.abort()
-        elif self._connector.state == "connecting":
+        else:
             self._connector.stopConnecting()
 
     def _stop_budget(self) -> None:
@@ -277,7 +279,7 @@ class _Dial(ClientFactory):
 
     def _finish(self, reason: Failure | None) -> None:
         self._stop_budget()
-        if self.done.called:
+        if self.done.called or self._given_up:
             return
         if reason is None:
             self.done.callback(self._link)

@@ -15,6 +15,7 @@ from elkeid.fleet.records import event_template
 from elkeid.fleet.resolve import AddressBook, LookupFailed
 from elkeid.fleet.wheel import TimerWheel
 from elkeid.wire.command import ConfigItem, Task, encode_command
+from elkeid.wire.http2_frames import goaway_frame
 from tests.fleet.gateway import H2Gateway, Network
 
 ONE, TWO, THREE = Address("127.0.0.1", 1), Address("127.0.0.1", 2), Address("::1", 3)
@@ -272,8 +273,7 @@ def test_goaway_redials_the_same_address() -> None:
     scene.start()
     assert scene.network.dialled == [str(TWO)]
     scene.listed = [ONE]
-    scene.gateway.http2.close_connection(last_stream_id=1)
-    scene.gateway.transport.write(scene.gateway.http2.data_to_send())
+    scene.gateway.transport.write(goaway_frame(1, 0))
     scene.network.flush()
     assert scene.agent.streaming  # GOAWAY alone ends no stream
     scene.network.kill()
