@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from twisted.application.service import IService
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.reflect import namedAny
@@ -116,6 +117,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         from twisted.internet import reactor  # noqa: PLC0415 -- importing it installs it
     settings: Settings = options["settings"]
     chosen = [name for name in ROLES if name in (options["roles"] or ROLES)]
+    Factory.noisy = False  # else each connection that we dial is two lines of log
     globalLogPublisher.addObserver(LogSetup(settings.server.log_level, settings.server.log_format))
     # Imported now, so that a broken installation shows before the process goes to the background.
     kinds: list[Callable[..., Role]] = [namedAny(ROLES[name]) for name in chosen]
