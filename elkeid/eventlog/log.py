@@ -323,6 +323,8 @@ class EventLog:
         for log in self._logs:
             if log.parts or log.state_dirty:
                 whole &= log.commit(now_ms)
+        if not whole:
+            self.failures += 1
                 touched = True
         if touched and self._sync_call is None:
             self._sync_call = self._clock.callLater(self._settings.fsync, self._sync_due)
