@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from os import urandom
+from typing import Any, cast
 from typing import Protocol as Interface
-from typing import cast
 
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
     IPushProducer,
     IReactorTime,
-    ISSLTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -70,7 +69,7 @@ class AgentLink(Protocol):
     """
 
     log = Logger()
-    transport: ISSLTransport
+    transport: Any  # TLS, from makeConnection on
 
     def __init__(
         self,

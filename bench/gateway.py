@@ -1,0 +1,301 @@
+"""CPU and memory of the gateway with its event log, against the targets in README.md.
+
+    python -m bench.gateway [--quick] [ROW ...]
+
+Starts AgentCenter as a process of its own on loopback, drives it with agentswarm (grpc-go,
+`make tools`), and reads the process's CPU time from /proc. Rows: saturated-50, saturated-5,
+saturated-1, paced, idle. A row is printed only when its run was valid: nothing failed, the log
+holds exactly what was confirmed, and the generator itself was not the bottleneck.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import define
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE_YARDSTICK = 1.04  # s of CPU on the machine of the targets
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class InvalidRun(Exception):
+    """The run says nothing about the gateway."""
+
+
+def yardstick() -> float:
+    """CPU seconds of a fixed loop: figures scale by it from machine to machine."""
+    best = 1e9
+    for _ in range(3):
+        start = time.process_time()
+        s = 0
+        for i in range(10_000_000):
+            s += i * i & 7
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def agentswarm() -> str:
+    """Where the load generator is."""
+    found = shutil.which("agentswarm", path=f"{ROOT / '.tools/bin'}:{os.environ['PATH']}")
+    if found is None:
+        raise SystemExit("agentswarm is missing: run `make tools`")
+    return found
+
+
+@define
+class Gateway:
+    """A running AgentCenter."""
+
+    process: "subprocess.Popen[bytes]"
+    grpc_port: int
+    http_port: int
+    keys: Path
+    data: Path
+
+    def cpu(self) -> float:
+        """User and system CPU seconds so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def rss(self) -> int:
+        """Resident bytes."""
+        for line in Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Rss:"):
+                return int(line.split()[1]) * 1024
+        raise InvalidRun("no Rss")
+
+    def metrics(self) -> dict[str, float]:
+        """Series and values of /metrics."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        url = f"https://127.0.0.1:{self.http_port}/metrics"
+        with urllib.request.urlopen(url, context=context, timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return {k: float(v) for k, _, v in (x.rpartition(" ") for x in lines if x[:1] != "#")}
+
+    def appended(self) -> int:
+        """Records in the log so far."""
+        return int(
+            sum(v for k, v in self.metrics().items() if k.startswith("elkeid_log_appended_total"))
+        )
+
+
+@contextmanager
+def gateway() -> Iterator[Gateway]:
+    """Start AgentCenter with fresh keys and an empty log; stop it in the end."""
+    with tempfile.TemporaryDirectory(prefix="elkeid-bench-") as name:
+        base = Path(name)
+        grpc_port, http_port, sd_port = free_port(), free_port(), free_port()
+        (base / "elkeid.toml").write_text(
+            f"[agentcenter]\ngrpc_port = {grpc_port}\nhttp_port = {http_port}\n"
+            f"[discovery]\nport = {sd_port}\nmembers = ['127.0.0.1:{sd_port}']\n"
+        )
+        bin_dir = Path(sys.executable).parent
+        command = [
+            str(bin_dir / "twistd"),
+            "--nodaemon",
+            "--pidfile=",
+            "elkeid",
+            "--role=ac",
+            "--role=sd",
+        ]
+        with (base / "server.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=base, stdout=log, stderr=log)
+        server = Gateway(process, grpc_port, http_port, base / "keys", base / "data")
+        try:
+            for _ in range(300):
+                time.sleep(0.1)
+                if process.poll() is not None:
+                    raise SystemExit((base / "server.log").read_text()[-2000:])
+                try:
+                    socket.create_connection(("127.0.0.1", grpc_port), 1).close()
+                    break
+                except OSError:
+                    continue
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def swarm(server: Gateway, *arguments: str) -> dict[str, Any]:
+    """Run agentswarm; return its report with the CPU seconds it took itself."""
+    command = [
+        agentswarm(),
+        "-addr",
+        f"127.0.0.1:{server.grpc_port}",
+        "-certs",
+        str(server.keys),
+        *arguments,
+    ]
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, check=False, timeout=900)
+    after = os.times()
+    if done.returncode:
+        raise InvalidRun(done.stderr.decode()[-500:])
+    report: dict[str, Any] = json.loads(done.stdout)
+    report["cpu"] = (after.children_user + after.children_system) - (
+        before.children_user + before.children_system
+    )
+    for fault in ("failed", "ended_early", "unconfirmed", "reconnects"):
+        if report[fault]:
+            raise InvalidRun(f"{fault}: {report[fault]}; {done.stderr.decode()[-300:]}")
+    return report
+
+
+def saturated(per_batch: int, total: int) -> tuple[float, str]:
+    """Microseconds of CPU a record, as fast as the gateway takes them."""
+    with gateway() as server:
+        swarm(server, "-agents", "50", "-records", str(per_batch), "-total", str(per_batch * 2000))
+        start_records, start = server.appended(), server.cpu()
+        wall = time.monotonic()
+        report = swarm(server, "-agents", "200", "-records", str(per_batch), "-total", str(total))
+        wall = time.monotonic() - wall
+        used, records = server.cpu() - start, server.appended() - start_records
+        if records != report["confirmed_records"] or records != report["sent_records"]:
+            raise InvalidRun(f"log holds {records}, sent {report['sent_records']}")
+        accept = 200 * 1.3e-3  # their handshakes are not the records' cost
+        if used / wall < 0.7:
+            raise InvalidRun(f"the gateway used {used / wall:.0%} of a core: generator too slow")
+        return (used - accept) / records * 1e6, f"{records / wall:,.0f} records/s"
+
+
+def paced(seconds: int) -> tuple[float, str]:
+    """Microseconds of CPU a message: 1,000 agents, one 1-record batch each 100 ms."""
+    with gateway() as server:
+        total = 1000 * 10 * seconds
+        command = [
+            agentswarm(),
+            "-addr",
+            f"127.0.0.1:{server.grpc_port}",
+            "-certs",
+            str(server.keys),
+            "-agents",
+            "1000",
+            "-records",
+            "1",
+            "-total",
+            str(total),
+            "-every",
+            "100ms",
+        ]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < 1000:
+            time.sleep(0.5)
+            if child.poll() is not None:
+                raise InvalidRun("agentswarm ended early")
+        time.sleep(2)
+        before, start, at = server.appended(), server.cpu(), time.monotonic()
+        time.sleep(seconds - 6)
+        used, passed = server.cpu() - start, time.monotonic() - at
+        messages = server.appended() - before
+        out, err = child.communicate(timeout=120)
+        report = json.loads(out)
+        if report["failed"] or report["ended_early"] or report["unconfirmed"]:
+            raise InvalidRun(err.decode()[-300:])
+        if server.appended() != report["confirmed_records"]:
+            raise InvalidRun(f"log holds {server.appended()}, confirmed {report}")
+        rate = messages / passed
+        if not 9_000 <= rate <= 10_500:
+            raise InvalidRun(f"{rate:,.0f} messages/s instead of 10,000")
+        return used / messages * 1e6, f"{rate:,.0f} messages/s, {used / passed:.0%} of a core"
+
+
+def idle(agents: int, hold: int) -> tuple[float, float, str]:
+    """CPU (ms) to accept an agent and memory (KiB) of an idle one, with full heartbeats."""
+    with gateway() as server:
+        swarm(server, "-agents", "50", "-total", "0")
+        time.sleep(2)
+        rss, start = server.rss(), server.cpu()
+        bin_dir = Path(sys.executable).parent
+        config = server.keys.parent / "elkeid.toml"
+        command = [str(bin_dir / "elkeid"), "--config", str(config), "fleet", "run"]
+        command += ["--agents", str(agents), "--rate", "0", "--duration", str(hold), "--json"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        accepted = 0.0
+        deadline = time.monotonic() + hold
+        while time.monotonic() < deadline - 5 and child.poll() is None:
+            time.sleep(0.5)
+            if not accepted and server.metrics()["elkeid_ac_grpc_conn_count"] >= agents:
+                accepted = server.cpu() - start
+        grown = server.rss() - rss
+        metrics = server.metrics()
+        connected = metrics["elkeid_ac_grpc_conn_count"]
+        plugins = metrics.get('elkeid_ac_output_data_type_count{data_type="1001"}', 0)
+        _, err = child.communicate(timeout=120)
+        if connected != agents or not accepted or child.returncode:
+            raise InvalidRun(f"{connected:.0f} of {agents} agents; {err.decode()[-300:]}")
+        note = f"{agents:,} agents, {plugins / agents:.0f} plugin heartbeats each"
+        return accepted / agents * 1e3, grown / agents / 1024, note
+
+
+TARGETS = {"saturated-50": 2.1, "saturated-5": 3.8, "saturated-1": 12, "paced": 36}
+
+
+def main() -> None:
+    """Run the rows asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", default=[*TARGETS, "idle"])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the load")
+    options = parser.parse_args()
+    share = 10 if options.quick else 1
+    loop = yardstick()
+    scale = loop / REFERENCE_YARDSTICK
+    print(
+        f"yardstick {loop:.2f} s (targets' machine {REFERENCE_YARDSTICK} s): targets x {scale:.2f}"
+    )
+    print(f"{'row':14} {'measured':>12} {'target here':>12} {'ratio':>6}  note")
+
+    def show(row: str, unit: str, value: float, target: float, note: str) -> None:
+        target *= scale
+        figures = f"{value:9.2f} {unit} {target:9.2f} {unit} {value / target:6.2f}"
+        print(f"{row:14} {figures}  {note}", flush=True)
+
+    for row in options.rows:
+        try:
+            if row.startswith("saturated-"):
+                per = int(row.partition("-")[2])
+                total = {50: 1_000_000, 5: 400_000, 1: 200_000}[per] // share
+                value, note = saturated(per, total)
+                show(row, "us", value, TARGETS[row], note)
+            elif row == "paced":
+                value, note = paced(30 if share == 1 else 12)
+                show(row, "us", value, TARGETS[row], note)
+            elif row == "idle":
+                cpu, memory, note = idle(5000 // share, 90)
+                show("accept", "ms", cpu, 1.2, note)
+                print(f"{'memory':14} {memory:8.1f} KiB {56:8.1f} KiB {memory / 56:6.2f}  {note}")
+            else:
+                raise SystemExit(f"no row {row}")
+        except InvalidRun as error:
+            print(f"{row:14} invalid run: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""What an agent meets at the gateway: a real link, a real client side, no sockets."""
+
+from elkeid.wire.grpc import Status
+
+from elkeid.agentcenter.api import status_of
+from elkeid.wire.datatypes import RecordClass
+from tests.agentcenter.host import WALL, Host, batch, make_gateway
+
+
+def test_records_of_a_stream_are_kept_and_confirmed() -> None:
+    """Everything sent before a half-close is in the log when the status says OK."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 1000, 59, 59))
+    host.send(stream, batch("a1", 42))
+    host.client.half_close(stream)
+    host.pump()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert (ended.status, ended.from_trailers) == (Status.OK, True)
+    assert [data.data_type for _, data in log.kept] == [1000, 59, 59, 42]
+    assert gateway.streams == 0
+    assert len(gateway.table) == 0
+
+
+def test_heartbeats_show_in_the_table() -> None:
+    """The last heartbeat of the agent and of each plugin is what status shows."""
+    gateway, _, clock = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent) == {"agent_info": {}, "plugins_info": []}
+    clock.advance(3)
+    host.send(stream, batch("a1", 1000, cpu="0.5"))
+    host.send(stream, batch("a1", 1001, name="driver", pversion="1"))
+    host.send(stream, batch("a1", 1001, name="driver", pversion="2"))
+    status = status_of(agent)
+    assert status["agent_info"]["cpu"] == 0.5
+    assert status["agent_info"]["agent_addr"] == "10.0.0.1:40000"
+    assert status["agent_info"]["last_heartbeat_time"] == WALL + 3
+    assert [(p["name"], p["pversion"]) for p in status["plugins_info"]] == [("driver", "2")]
+
+
+def test_record_with_an_empty_body_kills_nothing() -> None:
+    """Upstream's process dies of it; here it is one more record."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    raw = (
+        b"\x0a\x03\x08\xec\x27" + b"\x0a\x03\x08\xe8\x07" + b"\x0a\x03\x08\xe9\x07" + b"\x12\x02a1"
+    )
+    host.send(stream, raw)
+    assert log.of("a1") == [5100, 1000, 1001]
+    assert host.ended(stream) is None
+    assert gateway.counters.bad_heartbeats == 1  # a plugin without a name
+
+
+def test_reconnect_from_the_same_address_takes_over_at_once() -> None:
+    """What the old stream still brings is kept, but not applied."""
+    gateway, log, _ = make_gateway()
+    old, new = Host(gateway), Host(gateway, port=40001)
+    first = old.open()
+    old.send(first, batch("a1", 1000, v="old"))
+    second = new.open()
+    new.send(second, batch("a1", 1000, v="new"))
+    old.pump()
+    ended = old.ended(first)
+    assert ended is not None
+    assert ended.status == Status.ABORTED
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent)["agent_info"]["v"] == "new"
+    assert agent.stream.peer_addr == "10.0.0.1:40001"
+    assert log.of("a1") == [1000, 1000]
+
+
+def test_newcomer_from_elsewhere_loses_against_a_live_holder() -> None:
+    """It is told so, what it brought is kept, and nothing of it is applied."""
+    gateway, log, _ = make_gateway()
+    holder, thief = Host(gateway), Host(gateway, "10.6.6.6")
+    first, second = holder.open(), thief.open()
+    holder.send(first, batch("a1", 1000, v="holder"))
+    thief.send(second, batch("a1", 1000, v="thief"))
+    assert thief.ended(second) is None  # the holder is being asked
+    holder.pump()  # its PING answer
+    thief.pump()
+    ended = thief.ended(second)
+    assert ended is not None
+    assert (ended.status, ended.message) == (Status.UNKNOWN, "agentID conflict")
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent)["agent_info"]["v"] == "holder"
+    assert log.of("a1") == [1000, 1000]
+    assert gateway.table.conflicts == 1
+
+
+def test_newcomer_wins_when_the_holder_is_silent() -> None:
+    """After the probe's five seconds the id moves, with what the newcomer said meanwhile."""
+    gateway, _, clock = make_gateway()
+    holder, new = Host(gateway), Host(gateway, "10.0.0.2")
+    first, second = holder.open(), new.open()
+    holder.send(first, batch("a1", 1000, v="old"))
+    holder.frozen = True
+    new.send(second, batch("a1", 1000, v="new"))
+    clock.advance(4.9)
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent)["agent_info"]["v"] == "old"
+    clock.advance(0.2)
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent)["agent_info"]["v"] == "new"
+    assert holder.transport.disconnected  # reset: nobody is there
+    assert new.ended(second) is None
+
+
+def test_holder_that_goes_during_the_probe_makes_room_at_once() -> None:
+    """No need to sit out the five seconds."""
+    gateway, _, _ = make_gateway()
+    holder, new = Host(gateway), Host(gateway, "10.0.0.2")
+    first, second = holder.open(), new.open()
+    holder.send(first, batch("a1", 1000, v="old"))
+    holder.frozen = True
+    new.send(second, batch("a1", 1000, v="new"))
+    holder.drop()
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert status_of(agent)["agent_info"]["v"] == "new"
+    assert new.ended(second) is None
+
+
+def test_second_id_on_a_stream_ends_it() -> None:
+    """The first message's id holds; nothing of the offending message is kept."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.send(stream, batch("a2", 59, 59))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.INVALID_ARGUMENT
+    assert "agent_id" in ended.message
+    assert log.of("a1") == [59]
+    assert log.of("a2") == []
+
+
+def test_empty_id_is_derived_from_the_host() -> None:
+    """The same host has the same id each time; another host another one."""
+    gateway, log, _ = make_gateway()
+    for port, name in enumerate(["web-1", "web-1", "web-2"]):
+        host = Host(gateway, port=port + 1)
+        stream = host.open()
+        host.send(stream, batch("", 59, hostname=name))
+        host.send(stream, batch("", 42, hostname=name))
+        host.drop()
+    log.commit()
+    ids = [data.agent_id for _, data in log.kept]
+    assert all(each.startswith("noid-") for each in ids)
+    assert ids[0] == ids[1] == ids[2] == ids[3] != ids[4] == ids[5]
+    assert gateway.counters.unidentified == 3
+
+
+def test_empty_id_can_be_refused() -> None:
+    """Then the stream ends, but what it brought is kept."""
+    gateway, log, _ = make_gateway(empty_agent_id="refuse")
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("", 59))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.INVALID_ARGUMENT
+    log.commit()
+    assert [data.data_type for _, data in log.kept] == [59]
+    assert len(gateway.table) == 0
+
+
+def test_overlong_id_is_refused() -> None:
+    """An id is a key in many places; 257 bytes are no id."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("x" * 257, 59))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.INVALID_ARGUMENT
+    assert log.kept == []
+
+
+def test_stream_beyond_the_limit_is_refused_but_read() -> None:
+    """Trailers-Only at once, and what the agent had already sent is not lost."""
+    gateway, log, clock = make_gateway(connection_limit=1)
+    first, second = Host(gateway), Host(gateway, "10.0.0.2")
+    first.send(first.open(), batch("a1", 59))
+    stream = second.client.open_call()
+    second.client.send_message(stream, batch("a2", 59), False)
+    second.pump()
+    ended = second.ended(stream)
+    assert ended is not None
+    assert (ended.status, ended.message) == (Status.UNKNOWN, "out of max connection limit")
+    assert log.of("a2") == [59]
+    assert gateway.table.get("a2") is None
+    first.drop()
+    again = second.open()
+    second.send(again, batch("a2", 42))
+    assert gateway.table.get("a2") is not None
+    clock.advance(10)
+    assert gateway.streams == 1
+
+
+def test_silent_stream_gives_its_place_back() -> None:
+    """A stream without a first message does not hold a place for ever."""
+    gateway, _, clock = make_gateway(first_message_seconds=60)
+    host = Host(gateway)
+    stream = host.open()
+    clock.advance(60.1)
+    host.pump()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.DEADLINE_EXCEEDED
+    clock.advance(5.1)
+    assert gateway.streams == 0
+
+
+def test_handshake_that_does_not_end_is_reset() -> None:
+    """A peer that connects and says nothing loses its connection after the deadline."""
+    gateway, _, clock = make_gateway(handshake_seconds=15)
+    host = Host(gateway)
+    clock.advance(15.1)
+    assert host.transport.disconnected
+
+
+def test_peer_without_http2_is_reset() -> None:
+    """No agent speaks anything else."""
+    gateway, _, clock = make_gateway()
+    host = Host(gateway)
+    host.transport.negotiatedProtocol = None
+    host.link.handshakeCompleted()
+    assert host.transport.disconnected
+    host.drop()
+    assert clock.getDelayedCalls() == []
+
+
+def test_bad_data_ends_the_stream_and_nothing_else() -> None:
+    """Each kind of rubbish has its status; the connection and other streams go on."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    good = host.open()
+    host.send(good, batch("a1", 59))
+    for body, compressed, status in [
+        (b"\xff\xff\xff", True, Status.INTERNAL),
+        (b"\x0a\xff\x01", False, Status.INTERNAL),
+        (b"\x0a\x02\x08", False, Status.INTERNAL),
+    ]:
+        stream = host.client.open_call()
+        host.client.send_message(stream, body, compressed)
+        host.pump()
+        ended = host.ended(stream)
+        assert ended is not None, body
+        assert ended.status == status
+    host.send(good, batch("a1", 42))
+    assert log.of("a1") == [59, 42]
+    assert host.ended(good) is None
+
+
+def test_bomb_is_stopped_before_memory_is_taken() -> None:
+    """A small message that unpacks beyond the limit ends its stream."""
+    gateway, log, _ = make_gateway(message_bytes=1 << 20, decompressed_bytes=1 << 20)
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, b"\0" * ((1 << 20) + 1))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.RESOURCE_EXHAUSTED
+    assert log.kept == []
+
+
+def test_stop_says_goodbye_and_reads_to_the_end() -> None:
+    """GOAWAY, OK trailers, and what comes until the agent has seen them is kept."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.client.send_message(stream, batch("a1", 42), False)  # on its way already
+    late = host.client.data_to_send()
+    drained = gateway.drain(Status.UNAVAILABLE)
+    host.link.dataReceived(late)
+    host.pump()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.OK
+    assert host.client.going_away
+    assert log.of("a1") == [59, 42]
+    host.drop()
+    assert drained.called
+
+
+def test_status_is_not_ok_when_the_log_refused_records() -> None:
+    """OK after a half-close means stored, so a full disk must not answer it."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    log.failing = True
+    host.send(stream, batch("a1", 59))
+    log.commit()
+    log.failing = False
+    host.client.half_close(stream)
+    host.pump()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.DATA_LOSS
+
+
+def test_status_is_not_ok_when_records_were_dropped_for_rate() -> None:
+    """An agent in an error loop is not told that all is stored."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", *[1010] * 201))
+    host.client.half_close(stream)
+    host.pump()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.RESOURCE_EXHAUSTED
+    assert log.dropped == {(RecordClass.LOGS, "rate"): 1}
+
+
+def test_nothing_ticks_after_everybody_left() -> None:
+    """Every timer belongs to a stream that cancels it."""
+    gateway, _, clock = make_gateway()
+    hosts = [Host(gateway), Host(gateway, "10.0.0.2"), Host(gateway, "10.0.0.3")]
+    for host in hosts:
+        host.send(host.open(), batch("a1", 59))
+    for host in hosts:
+        host.drop()
+    assert [call for call in clock.getDelayedCalls() if call.active()] == []
+    assert gateway.streams == 0
+
+
+def test_agents_are_cut_anywhere() -> None:
+    """After any byte of a session the agent may vanish: whole messages count, the rest does not."""
+    whole = Host(make_gateway()[0])
+    stream = whole.client.open_call()
+    whole.client.send_message(stream, batch("a1", 59), False)
+    whole.client.send_message(stream, batch("a1", 42), False)
+    session = whole.client.data_to_send()
+    seen = set()
+    for cut in range(len(session) + 1):
+        gateway, log, clock = make_gateway()
+        host = Host(gateway)
+        for byte in session[:cut]:
+            host.link.dataReceived(bytes([byte]))
+        host.drop()
+        assert log.of("a1") == [59, 42][: len(log.of("a1"))]
+        seen.add(len(log.of("a1")))
+        assert gateway.streams == len(gateway.table) == len(gateway.links) == 0
+        assert clock.getDelayedCalls() == []
+    assert seen == {0, 1, 2}
