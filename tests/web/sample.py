@@ -1,5 +1,6 @@
 """A small face with one route of every kind."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -134,7 +135,7 @@ class Tokens:
 class Sample:
     """The face and what its tests look into."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = lambda: NOW) -> None:
         self.handlers, self.tokens = SampleRoutes(), Tokens()
         self.observed: list[tuple[str, int]] = []
         self.api = Api(
@@ -145,7 +146,7 @@ class Sample:
             ),
             [self.handlers],
             {
-                AuthKind.SIGNED: SignatureCheck({AK: SK}, lambda: NOW),
+                AuthKind.SIGNED: SignatureCheck({AK: SK}, now),
                 AuthKind.TOKEN: self.tokens,
             },
             {Lost: lambda error: CodedRefusal(3, str(error))},
