@@ -149,6 +149,7 @@ class EventLog:
         self._readers_due = 0.0  # when cursors are to be looked at next
         self._space = Space(0, 0)
         self._min_free = 0
+        self.failures = 0  # commits that lost something, to tell whether a span of time had one
 
     # -- opening and closing
 
@@ -323,9 +324,9 @@ class EventLog:
         for log in self._logs:
             if log.parts or log.state_dirty:
                 whole &= log.commit(now_ms)
+                touched = True
         if not whole:
             self.failures += 1
-                touched = True
         if touched and self._sync_call is None:
             self._sync_call = self._clock.callLater(self._settings.fsync, self._sync_due)
         return whole
