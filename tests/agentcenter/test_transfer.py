@@ -1,9 +1,8 @@
 """What an agent meets at the gateway: a real link, a real client side, no sockets."""
 
-from elkeid.wire.grpc import Status
-
 from elkeid.agentcenter.api import status_of
 from elkeid.wire.datatypes import RecordClass
+from elkeid.wire.grpc import Status
 from tests.agentcenter.host import WALL, Host, batch, make_gateway
 
 
