@@ -238,11 +238,10 @@ class Registry:
             ranking = entry.ranking = self._rank(entry.leases.values(), now)
         ordered: list[bytes] = []
         for tier in ranking.tiers:
-            if len(tier) > 1:
-                self._random.shuffle(tier)
-            ordered += tier
-            if 0 < count <= len(ordered):
-                return ordered[:count]
+            wanted = len(tier) if count <= 0 else min(len(tier), count - len(ordered))
+            if wanted <= 0:
+                break
+            ordered += self._random.sample(tier, wanted) if len(tier) > 1 else tier
         return ordered
 
     def _rank(self, leases: Iterable[_Lease], now: float) -> _Ranking:
