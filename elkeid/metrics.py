@@ -4,6 +4,7 @@ Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
@@ -272,7 +273,7 @@ def _exact(
     name: str,
     documentation: str,
     labels: tuple[str, ...],
-    values: Mapping[tuple[str, ...], float],
+    values: Mapping[Any, float],  # label values, in order -> number
     kind: str = "unknown",
 ) -> Metric:
     """A family whose series bear exactly ``name``, whatever its ending."""
