@@ -163,6 +163,8 @@ class Server:
     def kill(self) -> None:
         """End as by ``kill -9``: the kernel closes the files, nothing else happens."""
         self.log._release()
+        for call in list(self.clock.getDelayedCalls()):
+            call.cancel()
 
     def close(self) -> None:
         """Stop in order."""
