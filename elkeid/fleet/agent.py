@@ -431,9 +431,10 @@ class SimulatedAgent(Ticked):
 
     def tick(self, now: float) -> float | None:
         """Make what is due, send what is buffered; see `Ticked`."""
+        if self._over:
+            return None
         if self._started is None:
-            if not self._over:
-                self.start()
+            self.start()
             return None
         if now >= self._next_heartbeat or now >= self._next_plugins:
             self._beat(now)
