@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
@@ -13,6 +13,7 @@ from elkeid.web.answers import JSON_TYPE, Answer, encode_json
 from elkeid.web.refusals import AccessDenied, Refusal
 from elkeid.web.routes import Call, Routes
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every scraper understands
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -100,7 +101,7 @@ class MetricsPage(Resource):
             refusal = AccessDenied(f"{peer} is in none of metrics_networks")
             return send_json(request, *self._refusal(refusal))
         self._refresh()
-        request.setHeader("content-type", CONTENT_TYPE_LATEST)
+        request.setHeader("content-type", METRICS_TYPE)
         return generate_latest(self._registry)
 
 
