@@ -36,15 +36,17 @@ class InvalidRun(Exception):
     """The run says nothing about the gateway."""
 
 
+YARDSTICK = "s=0\nfor i in range(10_000_000): s += i*i & 7"
+
+
 def yardstick() -> float:
-    """CPU seconds of a fixed loop: figures scale by it from machine to machine."""
+    """CPU seconds of a fixed loop at module level: figures scale by it between machines."""
     best = 1e9
     for _ in range(3):
-        start = time.process_time()
-        s = 0
-        for i in range(10_000_000):
-            s += i * i & 7
-        best = min(best, time.process_time() - start)
+        before = os.times()
+        subprocess.run([sys.executable, "-c", YARDSTICK], check=True)
+        after = os.times()
+        best = min(best, after.children_user - before.children_user)
     return best
 
 
