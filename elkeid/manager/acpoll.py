@@ -18,7 +18,7 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import Applied
 from elkeid.metrics import ManagerMetrics
-from elkeid.web.client import AnswerInvalid, CallFailed, JsonClient
+from elkeid.web.client import AnswerInvalid, CallFailed, JsonClient, Reply
 
 AC_NAME = "hids_svr_http"
 """Under this name AgentCenters' HTTP APIs register with ServiceDiscovery."""
@@ -87,6 +87,7 @@ class AcPoller:
         self._forgotten = True  # nobody is known to be connected
         self._silent_since = clock.seconds()
         self._running: Deferred[None] | None = None
+        self._call: Deferred[Reply] | None = None
         self._next: IDelayedCall | None = None
         self.problem: str | None = "not polled yet"
         self.skew = 0.0  # its clock minus ours, seconds
@@ -101,8 +102,10 @@ class AcPoller:
         self._stopped = True
         if self._next is not None:
             self._next.cancel()
+            self._next = None
+        if self._call is not None:
+            self._call.cancel()
         if self._running is not None:
-            self._running.cancel()
             await self._running
 
     async def _run(self) -> None:
@@ -122,12 +125,18 @@ class AcPoller:
 
     async def _poll(self) -> float:
         asked = self._cursor
-        reply = await self._http.get(
-            f"https://{self.source}/conn/stat",
-            None if asked is None else {"since": asked},
-            seconds=CALL_SECONDS,
-            limit=ANSWER_BYTES,
+        self._call = Deferred.fromCoroutine(
+            self._http.get(
+                f"https://{self.source}/conn/stat",
+                None if asked is None else {"since": asked},
+                seconds=CALL_SECONDS,
+                limit=ANSWER_BYTES,
+            )
         )
+        try:
+            reply = await self._call
+        finally:
+            self._call = None
         answer = reply.decode(StatAnswer)
         if answer.code != 0:
             raise AnswerInvalid(f"https://{self.source}/conn/stat: code {answer.code}")

@@ -11,6 +11,7 @@ from elkeid.web.answers import Answer
 from tests.web.memory import NOW
 
 from .deployment import Deployment, ScriptedAc
+from .stores import HeldThreads
 
 
 class _Case(SynchronousTestCase):
@@ -318,6 +319,29 @@ class FailureTests(_Case):
         self.network.advance(5)
         self.assertEqual(self.known()["a"]["cpu"], 1)
         self.assertEqual(self.reasons(), [])
+
+
+class HeldTests(SynchronousTestCase):
+    def test_ac_leaves_while_its_report_is_stored(self) -> None:
+        """A report on its way to the disk is stored and counted, though its AC is gone."""
+        deployment = Deployment().start()
+        self.addCleanup(deployment.end)
+        network, polls = deployment.network, deployment.manager.polls
+        ac = deployment.ac()
+        network.advance(3)
+        held = HeldThreads()
+        store = deployment.manager.store
+        usual, store._threads = store._threads, held
+        ac.beat("a")
+        network.advance(3)
+        polls.changed([])
+        work, held.waiting = held.waiting, []
+        store._threads = usual
+        self.assertEqual(len(work), 1)
+        usual.run(work[0])
+        network.flush()
+        self.assertEqual(deployment.status(deployment.login())["total"], 1)
+        self.assertEqual(len(polls._ending), 0)
 
 
 class StopTests(SynchronousTestCase):

@@ -48,6 +48,10 @@ from elkeid.manager.store.users import (
 
 from .stores import HeldThreads, InlineThreads, database_at, migrated, report, store_at
 
+ENDLESS = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+)
+
 
 @pytest.fixture
 def path() -> Iterator[Path]:
@@ -139,14 +143,19 @@ def test_two_processes_share_the_database(path: Path) -> None:
 def test_read_that_takes_too_long_is_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query over everything cannot hold a connection for ever."""
     monkeypatch.setattr(engine, "QUERY_SECONDS", -1.0)
-    endless = text(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    )
     with database_at(path.parent) as database:
         with pytest.raises(QueryTooLong), database.reading() as connection:
-            connection.execute(endless)
+            connection.execute(ENDLESS)
         with database.reading() as connection:
             connection.execute(text("SELECT 1"))
+
+
+def test_stop_does_not_wait_for_reads(path: Path) -> None:
+    """A stop ends a long query instead of waiting for it."""
+    with database_at(path.parent) as database:
+        threading.Timer(0.05, database.end_reads).start()
+        with pytest.raises(QueryTooLong, match="stops"), database.reading() as connection:
+            connection.execute(ENDLESS)
 
 
 def test_tokens_of_one_user_are_bounded(path: Path) -> None:

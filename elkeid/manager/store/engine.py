@@ -36,7 +36,7 @@ _CACHE_KIB = 16 << 10  # page cache per connection
 
 
 class QueryTooLong(StoreError):
-    """A read took longer than `QUERY_SECONDS` and was ended."""
+    """A read took longer than `QUERY_SECONDS`, or than this process runs, and was ended."""
 
 
 def default_url(data_dir: Path) -> str:
@@ -60,6 +60,7 @@ class Database:
         self._url = url
         self._writer: Engine | None = None
         self._reader: Engine | None = None
+        self._ending = False
 
     def open(self) -> None:
         """Make the file if there is none (mode 0600), and check that it is a database.
@@ -86,6 +87,10 @@ class Database:
             raise StoreError(
                 f"{self.path} is no usable database ({error.orig}): move it away, or restore a copy"
             ) from error
+
+    def end_reads(self) -> None:
+        """Let reads in progress end with `QueryTooLong`; returns at once, from any thread."""
+        self._ending = True
 
     def close(self) -> None:
         """Close every connection."""
@@ -134,10 +139,12 @@ class Database:
         with self._reader.connect() as connection:
             end = time.monotonic() + QUERY_SECONDS
             raw: Any = connection.connection.dbapi_connection
-            raw.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+            raw.set_progress_handler(lambda: self._ending or time.monotonic() > end, _STEPS)
             try:
                 yield connection
             except OperationalError as error:
+                if self._ending:
+                    raise QueryTooLong("the query was ended: this process stops") from error
                 if time.monotonic() > end:
                     raise QueryTooLong(
                         f"the query took more than {QUERY_SECONDS:g} s and was ended"

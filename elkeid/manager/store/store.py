@@ -99,8 +99,9 @@ class Store:
         self._open = True
 
     async def close(self) -> None:
-        """Refuse new queries, let those in progress end, close the database."""
+        """Refuse new queries, cut reads short, let writes end, close the database."""
         self._open = False
+        self._database.end_reads()
         if self._pending:
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
