@@ -5,6 +5,7 @@ are connected; what they reported last stays.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -12,7 +13,6 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elkeid.config import is_host
-from elkeid.discovery.registry import Record
 from elkeid.errors import StoreError
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.documents import Source
@@ -43,6 +43,18 @@ CURSOR_CHARACTERS = 256
 
 AC_LIMIT = 1_000
 """AgentCenters polled; each serves thousands of agents."""
+
+
+class Instance(Protocol):
+    """What ServiceDiscovery says of an AC, as far as it matters here."""
+
+    @property
+    def ip(self) -> str:
+        """IPv4, IPv6 without brackets, or a name."""
+
+    @property
+    def port(self) -> int:
+        """Of its HTTP API."""
 
 
 class StatAnswer(msgspec.Struct):
@@ -206,7 +218,7 @@ class AcPoll:
         self._told = False  # ServiceDiscovery has answered
         self._ending: set[Deferred[None]] = set()
 
-    def changed(self, records: Sequence[Record]) -> None:
+    def changed(self, records: Sequence[Instance]) -> None:
         """Poll these ACs from now on, and no others."""
         self._told = True
         wanted = {

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from elkeid.manager.access import FLUSH_SECONDS
 from elkeid.manager.api import ENVELOPE, TokenCheck
 from elkeid.manager.roles import LEVELS
-from elkeid.manager.throttle import TRIES, WAIT_SECONDS
+from elkeid.manager.throttle import REMEMBERED, TRIES, WAIT_SECONDS, LoginThrottle
 from elkeid.web.api import Api
 from elkeid.web.routes import AuthKind, Call, Routes
 from elkeid.web.site import FaceSite
@@ -136,6 +136,26 @@ class LoginTests(_Case):
         self.deployment.login("alice", PASSWORD)
         self.deployment.network.clock.advance(WAIT_SECONDS)
         self.assertEqual(self.call("POST", LOGIN, right).json["code"], 0)
+
+
+class ThrottleTests(SynchronousTestCase):
+    def test_memory_is_bounded(self) -> None:
+        """Somebody who tries endless names fills no memory, and waits all the same."""
+        throttle = LoginThrottle()
+        for number in range(REMEMBERED + 100):
+            throttle.failed(f"user{number}", "10.0.0.1", 0.0)
+        self.assertEqual(len(throttle._failures), REMEMBERED)
+        self.assertEqual(throttle.wait("new", "10.0.0.1", 1.0), WAIT_SECONDS - 1)
+        self.assertEqual(throttle.wait("new", "10.0.0.2", 1.0), 0)
+
+    def test_success_forgives(self) -> None:
+        """Who remembers the password at the fourth try starts anew."""
+        throttle = LoginThrottle()
+        for _ in range(3):
+            for _ in range(TRIES - 1):
+                throttle.failed("alice", "10.0.0.1", 0.0)
+            throttle.succeeded("alice", "10.0.0.1")
+        self.assertEqual(throttle.wait("alice", "10.0.0.1", 0.0), 0)
 
 
 class TokenTests(_Case):
