@@ -1,0 +1,165 @@
+"""Sent equals stored: an independent gRPC client, kills, stops."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elkeid.eventlog.reader import LogReader
+from elkeid.wire import mqdata
+from tests.integration.servers import BIN, Server, free_ports, running, settings_text, twistd
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SEQ = re.compile(rb"\x0a\x03seq\x12\x0c(\d{12})")  # the field `seq` as agentswarm encodes it
+pytestmark = pytest.mark.integration
+
+
+def agentswarm() -> str:
+    """The load generator, or a skip that says how to get it."""
+    found = shutil.which(
+        "agentswarm", path=f"{ROOT / '.tools/bin'}{os.pathsep}{os.environ['PATH']}"
+    )
+    if found is None:
+        pytest.skip("agentswarm is missing: make tools")
+    return found
+
+
+@contextmanager
+def server_in(folder: Path) -> Iterator[tuple[Server, list[int]]]:
+    """All roles on free ports."""
+    ports = free_ports(4)
+    (folder / "elkeid.toml").write_text(settings_text(ports))
+    with running(twistd(), folder) as server:
+        yield server, ports
+
+
+def swarm(folder: Path, port: int, *argv: str) -> dict[str, Any]:
+    """Run agentswarm to its end; its report."""
+    done = subprocess.run(
+        [agentswarm(), "-addr", f"127.0.0.1:{port}", "-certs", str(folder / "keys"), *argv],
+        capture_output=True,
+        check=True,
+        timeout=600,
+    )
+    report: dict[str, Any] = json.loads(done.stdout)
+    for fault in ("failed", "ended_early", "unconfirmed", "reconnects"):
+        assert report[fault] == 0, (fault, done.stderr.decode()[-500:])
+    return report
+
+
+def stored(folder: Path) -> tuple[int, dict[str, list[int]]]:
+    """How many records the log holds, and the ``seq`` of each agent's, in stored order."""
+    count, seqs = 0, dict[str, list[int]]()
+    with LogReader(folder / "data" / "eventlog") as log:
+        for entry in log.entries(log.extent()):
+            count += entry.count
+            found = SEQ.findall(entry.region)
+            if found:
+                agent_id = mqdata.decode(entry.suffix).agent_id
+                seqs.setdefault(agent_id, []).extend(map(int, found))
+    return count, seqs
+
+
+@pytest.mark.parametrize(
+    ("per_batch", "total"), [(50, 1_000_000), (1, 100_000)], ids=["50 a batch", "1 a batch"]
+)
+def test_every_record_is_stored_once_and_in_order(
+    tmp_path: Path, per_batch: int, total: int
+) -> None:
+    """200 agents of another gRPC implementation: sent, confirmed and stored are one number."""
+    agentswarm()
+    with server_in(tmp_path) as (server, ports):
+        report = swarm(
+            tmp_path, ports[0], "-agents", "200", "-records", str(per_batch), "-total", str(total)
+        )
+        assert server.stop() == -signal.SIGTERM
+    count, seqs = stored(tmp_path)
+    assert report["confirmed_records"] == report["sent_records"] == count == total + 200
+    assert len(seqs) == 200
+    for agent_id, seq in seqs.items():
+        assert seq == list(range(total // 200)), agent_id
+
+
+def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
+    """After kill -9 agents come back by themselves, and what is stored is a clean prefix."""
+    report = tmp_path / "sent.jsonl"
+    fleet = [str(BIN / "elkeid"), "fleet"]
+    with server_in(tmp_path) as (server, _):
+        run = subprocess.Popen(
+            [
+                *fleet,
+                "run",
+                "--agents",
+                "40",
+                "--rate",
+                "50",
+                "--duration",
+                "24",
+                "--report",
+                report,
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        time.sleep(6)
+        server.stop(signal.SIGKILL)
+        with running(twistd(), tmp_path) as again:
+            time.sleep(9)  # every agent waits 5 s before it dials again
+            again.stop(signal.SIGKILL)
+            with running(twistd(), tmp_path) as last:
+                said, _ = run.communicate(timeout=90)
+                assert run.returncode == 0, said
+                assert last.stop() == -signal.SIGTERM
+    check = subprocess.run(
+        [*fleet, "check", report], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    streams = [json.loads(line) for line in report.read_text().splitlines()]
+    assert len(streams) == 40
+    assert all(len(agent["streams"]) >= 3 for agent in streams)  # killed twice, back twice
+
+
+def test_stop_says_goodbye(tmp_path: Path) -> None:
+    """SIGTERM under load: agents see OK, what they sent is stored, and it takes under 10 s."""
+    report = tmp_path / "sent.jsonl"
+    fleet = [str(BIN / "elkeid"), "fleet"]
+    with server_in(tmp_path) as (server, _):
+        run = subprocess.Popen(
+            [
+                *fleet,
+                "run",
+                "--agents",
+                "40",
+                "--rate",
+                "50",
+                "--duration",
+                "12",
+                "--report",
+                report,
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        time.sleep(5)
+        begun = time.monotonic()
+        assert server.stop() == -signal.SIGTERM
+        assert time.monotonic() - begun < 10
+        assert not any("Traceback" in line for line in server.lines)
+        said, _ = run.communicate(timeout=90)
+    check = subprocess.run(
+        [*fleet, "check", report], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, said + check.stdout + check.stderr
