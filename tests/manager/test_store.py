@@ -1,5 +1,6 @@
 """The database: where it lies, what it refuses, and that nothing waits for it on the reactor."""
 
+import shutil
 import sqlite3
 import stat
 import tempfile
@@ -173,8 +174,8 @@ def test_tokens_of_one_user_are_bounded(path: Path) -> None:
 
 class StoreTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.folder = Path(self.mktemp())
-        self.folder.mkdir(parents=True)
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
         migrated(self.folder / "manager.db")
         self.threads = HeldThreads()
         self.store = Store(Database(f"sqlite:///{self.folder / 'manager.db'}"), self.threads)
