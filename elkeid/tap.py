@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger, globalLogPublisher
@@ -79,7 +80,10 @@ class ProcessRole:
         self._settings, self._roles, self._reactor = settings, roles, reactor
 
     async def start(self) -> None:
-        """Raise limits; set the deadline for the day this process is told to stop."""
+        """Wait until signals are caught, then raise limits and set the deadline for a stop."""
+        running: Deferred[None] = Deferred()
+        self._reactor.callWhenRunning(running.callback, None)
+        await running
         self._reactor.addSystemEventTrigger("before", "shutdown", process.end_by)
         open_files = process.raise_open_files()
         if "ac" in self._roles:

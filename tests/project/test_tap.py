@@ -72,6 +72,19 @@ def place(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def start(service: OrderedRoles, reactor: Any) -> None:
+    """Start a service as twistd does, then run the reactor."""
+    service.startService()
+    go(reactor)
+
+
+def go(reactor: Any) -> None:
+    """Run the reactor, as far as one in memory runs."""
+    reactor.running = True
+    for hook, args, kwargs in reactor.whenRunningHooks:
+        hook(*args, **kwargs)
+
+
 class TapTests(SynchronousTestCase):
     """What ``twistd elkeid`` does with its options."""
 
@@ -114,10 +127,19 @@ class TapTests(SynchronousTestCase):
         self.assertEqual(reactor.tcpServers + reactor.sslServers + reactor.tcpClients, [])
         self.assertEqual(reactor.getDelayedCalls(), [])
 
+    def test_nothing_starts_before_the_reactor_runs(self) -> None:
+        """What starts can be stopped in order: before signals are caught nothing does."""
+        service, reactor = self.service()
+        service.startService()
+        self.assertEqual(Noting.story, [])
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["elkeid.toml"])
+        go(reactor)
+        self.assertEqual(Noting.story, ["sd up", "ac up", "manager up"])
+
     def test_all_roles_by_default(self) -> None:
         """Without --role all run: registry, gateway, Manager; they stop in reverse."""
         service, reactor = self.service()
-        service.startService()
+        start(service, reactor)
         self.assertEqual(Noting.story, ["sd up", "ac up", "manager up"])
         self.successResultOf(service.stopService())
         self.assertEqual(Noting.story[3:], ["manager down", "ac down", "sd down"])
@@ -125,22 +147,21 @@ class TapTests(SynchronousTestCase):
 
     def test_chosen_roles_in_start_order(self) -> None:
         """Only chosen roles run, in start order whatever the order on the command line."""
-        service, _ = self.service("--role", "manager", "--role=sd", "--role=sd")
-        service.startService()
+        service, reactor = self.service("--role", "manager", "--role=sd", "--role=sd")
+        start(service, reactor)
         self.assertEqual(Noting.story, ["sd up", "manager up"])
 
     def test_first_start_makes_keys_for_all_roles(self) -> None:
         """Keys are made at the first start, before any role; every role gets the same."""
         service, reactor = self.service()
-        service.startService()
+        start(service, reactor)
         self.assertTrue((self.folder / "keys" / "ca.key").is_file())
         ((settings, keys, its_reactor), *others) = Noting.made_with
         self.assertEqual(settings.server.keys_dir, self.folder.resolve() / "keys")
         self.assertEqual(keys.keys_dir, settings.server.keys_dir)
         self.assertIs(its_reactor, reactor)
         self.assertTrue(all(other == (settings, keys, reactor) for other in others))
-        again, _ = self.service()
-        again.startService()
+        start(*self.service())
         self.assertEqual(Noting.made_with[-1][1], keys)
 
     def test_one_role_without_its_keys(self) -> None:
@@ -149,23 +170,20 @@ class TapTests(SynchronousTestCase):
             '[server]\nadvertise = "192.0.2.1"\n[discovery]\nmembers = ["192.0.2.2:8088"]\n'
         )
         service, reactor = self.service("--role=ac")
-        service.startService()
+        start(service, reactor)
         self.assertEqual(Noting.made_with, [])
         self.assertFalse((self.folder / "keys").exists())
         (sentence, status) = self.told
         self.assertIn("ca.crt is missing", sentence)
         self.assertIn("elkeid keys export ac", sentence)
         self.assertEqual(status, "status 1")
-        self.assertFalse(reactor.hasStopped)
-        for hook in reactor.whenRunningHooks:  # the reactor runs
-            hook[0](*hook[1], **hook[2])
         self.assertTrue(reactor.hasStopped)
 
     def test_known_start_fault(self) -> None:
         """A known fault of a role is one sentence and status 1; the others were stopped."""
         self.patch(tap, "ROLES", {**tap.ROLES, "manager": place(Failing)})
-        service, _ = self.service()
-        service.startService()
+        service, reactor = self.service()
+        start(service, reactor)
         self.assertEqual(self.told, ["the log is locked; stop the other process", "status 1"])
         self.assertEqual(Noting.story, ["sd up", "ac up", "failing down", "ac down", "sd down"])
 
@@ -173,8 +191,8 @@ class TapTests(SynchronousTestCase):
         """A bug at start is named on the terminal, and its traceback is in the log."""
         self.patch(tap, "ROLES", {**tap.ROLES, "manager": place(Failing)})
         self.patch(Failing, "error", ZeroDivisionError("by zero"))
-        service, _ = self.service()
-        service.startService()
+        service, reactor = self.service()
+        start(service, reactor)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(
             self.told,
@@ -184,7 +202,7 @@ class TapTests(SynchronousTestCase):
     def test_stop_has_a_last_deadline(self) -> None:
         """From the moment it is told to stop, the process has a deadline."""
         service, reactor = self.service()
-        service.startService()
+        start(service, reactor)
         self.assertEqual(reactor.triggers["before"]["shutdown"], [(process.end_by, (), {})])
 
     def test_unknown_role(self) -> None:
