@@ -38,8 +38,13 @@ SPECIAL = frozenset({AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, *TASK_RESULTS})
 """Data types that the gateway looks into."""
 
 _TYPE = re.compile(rb"\x08([\x80-\xff]{0,3}[\x01-\x7f])").match
-_TIME = re.compile(rb"(?:\x10[\x80-\xff]{0,8}[\x01-\x7f])?\x1a?").match
+_TIME = re.compile(rb"(?:\x10[\x80-\xff]{0,8}[\x01-\x7f])?(\x1a)?").match
 """A record's first fields in their shortest form: data type; time, and the tag of the body."""
+
+_FILLING: Final = {
+    length + (1 if length < 0x80 else 2): varint(length) for length in range(1, 1 << 14)
+}
+"""By the bytes that are left for a body and its length: that length, in its shortest form."""
 
 _NOTHING: Final = b"\x00"  # no record holds this where a field starts: numbers start at 1
 
@@ -67,6 +72,8 @@ class Header:
     """Of `elkeid.wire.mqdata`: MQData fields 4 to 11."""
     kept_suffix: tuple[int, bytes, bytes] | None = field(default=None, init=False, repr=False)
     """Of `elkeid.wire.mqdata`: the last time, tags and suffix."""
+    kept_time: bytes = field(default=_NOTHING, init=False, repr=False)
+    """Of `split`: time and body's tag of the last record; batches of one second share it."""
 
     def with_agent_id(self, agent_id: bytes) -> "Header":
         """Give the same header under another id; `split` still knows it by its bytes."""
@@ -111,92 +118,86 @@ def split(data: bytes, known: Header | None = None) -> Packet:
     """
     try:
         packet = _split_canonical(data, known)
-    except IndexError:  # ran past the end: cut short, or nothing after the records
+    except LookupError:  # ran past the end, or a length that no canonical record has
         packet = None
     return packet or _split_any(data)
 
 
 def _split_canonical(data: bytes, known: Header | None) -> Packet | None:
-    """Split a message of the agents' form; None or IndexError for one of any other.
+    """Split a message of the agents' form; None or LookupError for one of any other.
 
-    For each record: tag and length, the head (data type and time; mostly the very bytes of
-    the record before), the body's length, and that body and record end together.
+    For each record: tag and length, the head (data type, time and the tag of the body; mostly
+    the very bytes of the record before), and the body's length, which must fill the record.
     """
     pos = data_type = counted = first = run_start = head_size = 0
-    head = time_head = _NOTHING
+    head = _NOTHING
+    time_head = _NOTHING if known is None else known.kept_time
     cls: Class | None = None
     done: list[tuple[Class, int, bytes]] = []
     special: list[tuple[int, int, bytes]] = []
     counts: dict[int, int] = {}
+    starts_with = data.startswith
     for index in range(RECORD_LIMIT + 1):
         if data[pos] != 0x0A:
             break
         length = data[pos + 1]
         if length < 0x80:
             start = pos + 2
+            if length > head_size and starts_with(head + _FILLING[length - head_size], start):
+                pos = start + length
+                continue
+        elif 0 < (high := data[pos + 2]) < 0x80:
+            length += (high << 7) - 0x80
+            start = pos + 3
+            if starts_with(head + _FILLING[length - head_size], start):
+                pos = start + length
+                continue
         else:
-            high = data[pos + 2]
-            if 0 < high < 0x80:
-                length += (high << 7) - 0x80
-                start = pos + 3
-            else:
-                length, start = _long_length(data, pos + 1)
-        if data.startswith(head, start):
+            length, start = _long_length(data, pos + 1)
+        # Another head than before, or a long record.
+        if index > counted:
+            counts[data_type] = counts.get(data_type, 0) + index - counted
+            counted = index
+        kind = _kinds.get(data[start : start + 3]) or _read_kind(data, start)
+        data_type = kind[0]
+        if kind[1] is not cls:
+            if cls is not None:
+                done.append((cls, index - first, data[run_start:pos]))
+                first, run_start = index, pos
+            cls = kind[1]
+        time = start + kind[3]
+        pos = start + length
+        if starts_with(time_head, time):
+            head_size = kind[3] + len(time_head)
             body = start + head_size
         else:
-            if index > counted:
-                counts[data_type] = counts.get(data_type, 0) + index - counted
-                counted = index
-            kind = _kinds.get(data[start : start + 3]) or _read_kind(data, start)
-            data_type = kind[0]
-            if kind[1] is not cls:
-                if cls is not None:
-                    done.append((cls, index - first, data[run_start:pos]))
-                    first, run_start = index, pos
-                cls = kind[1]
-            time = start + kind[3]
-            if data.startswith(time_head, time):
-                body = time + len(time_head)
-            else:
-                body = _TIME(data, time).end()  # type: ignore[union-attr] # matches nothing, too
-                time_head = data[time:body]
-            if kind[2] or data[body - 1] != 0x1A or body == time:
-                end = start + length
-                if data[body - 1] == 0x1A and body > time:
-                    size, body = _long_length(data, body)
-                    if not size or body + size != end:
-                        return None
-                elif body != end:
-                    return None
-                else:
-                    time_head = _NOTHING
-                if kind[2]:
-                    sent = read_varint(data, time + 1, body)[0] if data[time] == 0x10 else 0
-                    special.append((data_type, sent, data[body:end]))
-                head, pos = _NOTHING, end
-                continue
+            match = _TIME(data, time)
+            assert match is not None  # it matches nothing, too
+            body = match.end()
             head_size = body - start
-            head = data[start:body]
-        size = data[body]
-        if size >= 0x80:
-            high = data[body + 1]
-            if 0 < high < 0x80:
-                end = body + 2 - 0x80 + size + (high << 7)
-            else:
-                size, body = _long_length(data, body)
-                end = body + size
-        elif size:
-            end = body + 1 + size
+            time_head = data[time:body] if match.lastindex else _NOTHING
+        if time_head is _NOTHING:
+            if body != pos:
+                return None
+            head_size, head = 0, _NOTHING
         else:
-            return None
-        if end != start + length:
-            return None
-        pos = end
+            head = data[start:body]
+            filling = _FILLING.get(pos - body)
+            if filling is None:
+                if body >= pos:
+                    return None
+                size, body = _long_length(data, body)
+                if not size or body + size != pos:
+                    return None
+            elif not starts_with(filling, body):
+                return None
+        if kind[2]:
+            special.append(_read_record(data[start:pos], 3)[0])
+            head_size, head = 0, _NOTHING  # so that the next one comes here, too
     else:
         raise TooManyFields(f"more than {RECORD_LIMIT} records")
-    if index > counted:
-        counts[data_type] = counts.get(data_type, 0) + index - counted
     if cls is not None:
+        counts[data_type] = counts.get(data_type, 0) + index - counted
         done.append((cls, index - first, data[run_start:pos]))
         if len(done) > 1:
             done = _by_class(done)
@@ -207,17 +208,20 @@ def _split_canonical(data: bytes, known: Header | None) -> Packet | None:
         if tail is None:
             return None
         header = tail
+    header.kept_time = time_head
     return Packet(header, index, done, special, counts)
 
 
 def _long_length(data: bytes, pos: int) -> tuple[int, int]:
     """Read a length in its shortest form; give it and the position after it.
 
-    IndexError, as at the end of the data, when the form is not the shortest.
+    Raises:
+        LookupError: the form is not the shortest.
+        WireError: it is no length.
     """
     length, after = read_varint(data, pos, len(data))
     if after - pos > 1 and not data[after - 1]:
-        raise IndexError
+        raise LookupError
     return length, after
 
 
