@@ -50,6 +50,13 @@ class OpenSegment:
         """Whether it holds no frame."""
         return self.size <= SEGMENT_HEADER_BYTES
 
+    def close(self, files: FileOperations) -> None:
+        """Close the descriptor, once."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                files.close(fd)
+
 
 class ClassLog:
     """Appends the records of one class; everything here runs in the reactor thread.
@@ -99,7 +106,7 @@ class ClassLog:
         self.refusing: str | None = None  # a reason to drop everything, while it lasts
         self.unsynced_directory = False
         self.write_failures = 0
-        self._trouble: str | None = None  # why the last write failed
+        self.trouble: str | None = None  # why the last write failed
         self.state_dirty = True
         self._state_file = StateFile(files, directory / STATE_FILE, found.sequence)
         self._last_ident = max((each.name.ident for each in found.sealed), default=0)
@@ -165,13 +172,13 @@ class ClassLog:
         reason = self._append_frame(body, records, entries, now_ms)
         if reason is None:
             self.read += records
-            if self._trouble is not None:
-                self._trouble = None
+            if self.trouble is not None:
+                self.trouble = None
                 self.log.info("{path}: records are stored again", path=self._directory)
             return True
         self.write_failures += 1
-        if reason != self._trouble:  # once, however long it lasts
-            self._trouble = reason
+        if reason != self.trouble:  # once, however long it lasts
+            self.trouble = reason
             self.log.error(
                 "{path}: {reason}: new records are dropped until the disk takes them",
                 path=self._directory,
@@ -312,7 +319,6 @@ class ClassLog:
     def release(self) -> None:
         """Close what is still open."""
         for segment in (*self.to_close, *([self.active] if self.active else ())):
-            with contextlib.suppress(OSError):
-                self._files.close(segment.fd)
+            segment.close(self._files)
         self.to_close, self.active = [], None
         self._state_file.close()

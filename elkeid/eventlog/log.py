@@ -69,7 +69,7 @@ class _Chores:
 
     min_free: int
     syncs: list[_Sync] = field(factory=list)
-    directories: list[Path] = field(factory=list)
+    directories: set[Path] = field(factory=set)  # with new names; afterwards those that failed
     states: list[int] = field(factory=list)  # descriptors
     doomed: list[tuple[ClassLog, Path]] = field(factory=list)
     now_ms: int | None = None  # None: readers need no look now
@@ -196,7 +196,7 @@ class EventLog:
         self._space = self._files.space(self._directory)
         minimum = self._settings.min_free_bytes
         self._min_free = int(self._space.total * MIN_FREE_SHARE) if minimum is None else minimum
-        return [
+        found = [
             recover(
                 self._files,
                 self._directory / each.label,
@@ -205,6 +205,9 @@ class EventLog:
             )
             for each in RecordClass
         ]
+        for path in (self._directory, self._directory.parent):  # the folders made above
+            sync_directory(self._files, path)
+        return found
 
     def _adopt(self, found: list[Recovered]) -> None:
         for each, recovered in zip(RecordClass, found, strict=True):
@@ -374,7 +377,7 @@ class EventLog:
                 chores.syncs.append(_Sync(log, active, active.size, active.end, close=False))
             if log.unsynced_directory:
                 log.unsynced_directory = False
-                chores.directories.append(log.directory)
+                chores.directories.add(log.directory)
             if log.state_file.unsynced:
                 log.state_file.unsynced = False
                 chores.states.append(log.state_file.descriptor)
@@ -394,8 +397,7 @@ class EventLog:
             except OSError as error:
                 sync.error = error
             if sync.close:
-                with contextlib.suppress(OSError):
-                    files.close(sync.segment.fd)
+                sync.segment.close(files)
         for log, path in chores.doomed:
             try:
                 files.unlink(path)
@@ -408,6 +410,7 @@ class EventLog:
         for parent in {*chores.directories, *(path.parent for _, path in chores.gone)}:
             with _noting(chores.problems, parent):
                 sync_directory(files, parent)
+                chores.directories.discard(parent)
         for descriptor in chores.states:
             with _noting(chores.problems, directory):
                 files.fsync(descriptor)
@@ -443,6 +446,8 @@ class EventLog:
                 log.state.checkpoint = (segment.name.ident, sync.size, sync.end)
         for log in {id(sync.log): sync.log for sync in chores.syncs}.values():
             log.write_state()
+        for log in self._logs:
+            log.unsynced_directory |= log.directory in chores.directories
         for log, path in chores.gone:
             log.doomed.pop(path, None)
         if chores.space is not None:
@@ -567,10 +572,10 @@ class EventLog:
     def problems(self) -> list[str]:
         """What keeps records from being kept, for ``/ready``; empty if nothing does."""
         return [
-            f"{log.record_class.label} records are dropped: {log.refusing}; "
+            f"{log.record_class.label} records are dropped: {log.refusing or log.trouble}; "
             f"free space on the volume of {self._directory}"
             for log in self._logs
-            if log.refusing is not None
+            if log.refusing or log.trouble
         ]
 
     def stats(self) -> LogStats:
