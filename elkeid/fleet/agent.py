@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from elkeid.errors import PeerError
 from elkeid.fleet.buffer import RecordBuffer
-from elkeid.fleet.grpc_client import MESSAGE_BYTES, CallEnded, Status
+from elkeid.fleet.grpc_client import MESSAGE_BYTES, CallEnded
 from elkeid.fleet.host import HEARTBEAT_SECONDS, STOCK_PLUGINS, Activity, Chance, Host
 from elkeid.fleet.link import Address, AgentLink, DialFailed
 from elkeid.fleet.plugins import Plugins
@@ -31,6 +31,7 @@ from elkeid.fleet.resolve import AddressBook, Lookup, LookupFailed
 from elkeid.fleet.wheel import SLOT_SECONDS, Ticked, TimerWheel
 from elkeid.wire.command import decode_command
 from elkeid.wire.compression import decompressor, snappy_frame
+from elkeid.wire.grpc import Status
 
 TICK_SECONDS = 0.1  # everything buffered goes out as one message
 RETRY_SECONDS = 5.0  # after any end of a stream, and after any failure

@@ -11,12 +11,12 @@ Source: RFC 9113; gRPC over HTTP/2 (PROTOCOL-HTTP2); docs/protocol.md, "What age
 import struct
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum
 from urllib.parse import unquote
 
 import hpack
 from attrs import define, field, frozen
 
+from elkeid.wire.grpc import Status
 from elkeid.wire.http2_frames import (
     ACK,
     CONTINUATION,
@@ -67,18 +67,6 @@ HEADER_BYTES = 1 << 20  # of one header block; a server that sends more is broke
 CONTROL_FRAMES = 1_000  # SETTINGS and PING frames to answer in one read; more is a flood
 
 _MESSAGE = struct.Struct(">BI")  # compressed flag, length
-
-
-class Status(IntEnum):
-    """gRPC status codes that a client makes by itself."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    INTERNAL = 13
-    UNAVAILABLE = 14
 
 
 _STATUS_OF_RESET = {

@@ -31,8 +31,8 @@ from elkeid.fleet.grpc_client import (
     GoAwayReceived,
     GrpcClientConnection,
     MessageReceived,
-    Status,
 )
+from elkeid.wire.grpc import Status
 
 DIAL_SECONDS = 15.0  # an agent's budget for one address: TCP, TLS and the first SETTINGS
 QUEUED_BYTES = 65_536  # what an agent's library queues of a stream before a send has to wait

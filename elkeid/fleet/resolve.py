@@ -96,14 +96,14 @@ class _BoundedBody(TwistedProtocol):
 
     def __init__(self) -> None:
         self._body = bytearray()
-        self.done: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
+        self.done: Deferred[bytes] = Deferred(lambda _: self.transport.loseConnection())
 
     def dataReceived(self, data: bytes) -> None:
         self._body += data
         if len(self._body) > ANSWER_BYTES:
             self._body.clear()
             self._fail(LookupFailed(f"service discovery: more than {ANSWER_BYTES} bytes"))
-            self.transport.abortConnection()
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         if self.done.called:

@@ -24,8 +24,9 @@ from elkeid.fleet.grpc_client import (
     GoAwayReceived,
     GrpcClientConnection,
     MessageReceived,
-    Status,
 )
+from elkeid.wire import grpc
+from elkeid.wire.grpc import Status
 from elkeid.wire.http2_frames import (
     CONTINUATION,
     DATA,
@@ -488,3 +489,46 @@ def test_uploads_have_a_path_of_their_own() -> None:
     pair.move()
     paths = [dict(event.headers)[":path"] for event in pair.of(h2.events.RequestReceived)]
     assert paths == [TRANSFER_PATH, "/grpc.FileExt/Upload"]
+
+
+def test_our_own_gateway_understands() -> None:
+    """The gateway's side of this package gets every message, and its answers arrive."""
+    client = GrpcClientConnection("127.0.0.1:6751")
+    server = grpc.GrpcServerConnection(grpc.ConnectionLimits(), (TRANSFER_PATH,))
+    got: list[grpc.Event] = []
+    said: list[Event] = []
+
+    def move() -> None:
+        while True:
+            out, back = client.data_to_send(), server.data_to_send()
+            if not out and not back:
+                return
+            for at in range(0, len(out), 1000):
+                got.extend(server.receive_data(out[at : at + 1000]))
+            said.extend(client.receive_data(back))
+
+    move()
+    for number in (1, 3):
+        assert client.open_call() == number
+        bodies = [bytes([n]) * size for n, size in enumerate((0, 5, 16_384, 300_000))]
+        for body in bodies:
+            client.send_message(number, body)
+        move()
+        server.send_message(number, b"x" * 200_000, compressed=True)
+        client.half_close(number)
+        move()
+        server.end_call(number, 0)
+        move()
+        messages = [e for e in got if isinstance(e, grpc.MessageReceived)]
+        assert [(m.stream_id, m.compressed, m.body) for m in messages] == [
+            (number, True, body) for body in bodies
+        ]
+        assert [type(e) for e in got if not isinstance(e, grpc.MessageReceived)] == [
+            grpc.CallStarted,
+            grpc.HalfClosed,
+        ]
+        assert said[-2:] == [
+            MessageReceived(number, True, b"x" * 200_000),
+            CallEnded(number, 0, "", from_trailers=True, half_closed=True),
+        ]
+        got.clear()
