@@ -129,10 +129,11 @@ class CallCancelled(Event, frozen=True, gc=False):
 class _Call(Stream):
     """A stream that carries a call, and the message that is under way on it."""
 
-    __slots__ = ("body", "compressed", "encoding", "largest_flag", "wanted")
+    __slots__ = ("body", "compressed", "encoding", "largest_flag", "started", "wanted")
 
     def __init__(self, stream_id: int, window: int) -> None:
         super().__init__(stream_id, window)
+        self.started = False  # told by CallStarted
         self.encoding = b""  # as the request named it; empty when it did not
         self.largest_flag = 0  # 1 once compressed messages are allowed
         self.body: bytearray | None = None  # what came of the message or, below, of its prefix
@@ -247,6 +248,7 @@ class GrpcServerConnection(Http2Server):
         elif name not in ENCODINGS:
             reason = f'grpc: Decompressor is not installed for grpc-encoding "{name}"'
         else:
+            call.started = True
             call.encoding = _shared(encoding)
             call.largest_flag = name != "identity"
             events.append(CallStarted(call.stream_id, path, name, timeout))
@@ -341,8 +343,10 @@ class GrpcServerConnection(Http2Server):
             self._fail(call, Status.INTERNAL, "the call ends within a message", events)
 
     def _on_broken(self, stream: Stream, code: int, reason: str, events: list[Event]) -> None:
-        cast(_Call, stream).body = None
-        events.append(CallCancelled(stream.stream_id, code, Status.CANCELLED, reason))
+        call = cast(_Call, stream)
+        call.body = None
+        if call.started:
+            events.append(CallCancelled(call.stream_id, code, Status.CANCELLED, reason))
 
     # --- answers
 

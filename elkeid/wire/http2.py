@@ -268,9 +268,10 @@ class Http2Server:
         out = self._out
         if not out:
             return b""
-        self._out = []
+        data = b"".join(out)
+        out.clear()
         self._out_bytes = self._answers = 0
-        return b"".join(out)
+        return data
 
     def send_ping(self, payload: bytes) -> None:
         """Ask for a sign of life; `PingAcked` brings the 8 bytes of ``payload`` back."""
