@@ -284,7 +284,7 @@ class _Dial(ClientFactory):
         if reason is None:
             self.done.callback(self._link)
         else:
-            text = reason.getErrorMessage() or type(reason.value).__name__
+            text = reason.getErrorMessage().rstrip(".") or type(reason.value).__name__
             self.done.errback(DialFailed(f"{self._address}: {text}"))
 
 

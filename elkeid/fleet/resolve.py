@@ -86,7 +86,9 @@ class HttpLookup:
 def _as_lookup_failed(failure: Failure) -> NoReturn:
     if failure.check(LookupFailed, CancelledError):
         failure.raiseException()
-    raise LookupFailed(f"service discovery: {failure.getErrorMessage()}") from failure.value
+    raise LookupFailed(
+        f"service discovery: {failure.getErrorMessage().rstrip('.')}"
+    ) from failure.value
 
 
 class _BoundedBody(TwistedProtocol):
