@@ -120,7 +120,7 @@ def _pattern(_: object, __: object, value: str) -> str:
     "--spread",
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="Time over which the agents start; 250 a second by default.",
+    help="Time over which the agents start; 100 a second by default.",
 )
 @click.option("--restart", is_flag=True, help="Agents that exit start again after 45 s.")
 @click.option(

@@ -27,7 +27,7 @@ from elkeid.fleet.wheel import TimerWheel
 from elkeid.wire.datatypes import RecordClass
 
 STATUS_SECONDS = 30.0  # for all streams to be answered after the half-close
-STARTS_PER_SECOND = 250  # by default; each costs both sides a TLS handshake
+STARTS_PER_SECOND = 100  # by default; each costs both sides some 3 ms, mostly for TLS
 WATCH_SECONDS = 0.05  # how often the end of a run is looked for
 
 

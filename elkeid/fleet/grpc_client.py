@@ -11,6 +11,7 @@ Source: RFC 9113; gRPC over HTTP/2 (PROTOCOL-HTTP2); docs/protocol.md, "What age
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 from urllib.parse import unquote
 
 import hpack
@@ -143,6 +144,29 @@ class _Call:
     taken: int = 0  # bytes received since the stream's window was refilled
 
 
+_Headers = tuple[tuple[str, str], ...]
+
+
+def _request_headers(authority: str, path: str) -> _Headers:
+    return (
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", authority),
+        ("content-type", "application/grpc"),
+        ("user-agent", USER_AGENT),
+        ("te", "trailers"),
+        ("grpc-encoding", "snappy"),
+        ("grpc-accept-encoding", "snappy"),
+    )
+
+
+@lru_cache(maxsize=64)
+def _first_block(headers: _Headers) -> bytes:
+    """What a fresh encoder makes of these; one for each address, not for each agent."""
+    return hpack.Encoder().encode(headers)
+
+
 class GrpcClientConnection:
     """One HTTP/2 connection as a host agent's gRPC client keeps it.
 
@@ -157,7 +181,8 @@ class GrpcClientConnection:
         self._authority = authority
         self._out: list[bytes] = [PREFACE, settings_frame(())]
         self._in = bytearray()
-        self._encoder = hpack.Encoder()
+        self._encoder: hpack.Encoder | None = None  # from the second call on
+        self._first_call: _Headers = ()
         self._decoder = hpack.Decoder(max_header_list_size=HEADER_BYTES)
         self._calls: dict[int, _Call] = {}
         self._next_id = 1
@@ -195,20 +220,23 @@ class GrpcClientConnection:
         """Queue the request headers of a new call, and return its stream id."""
         stream_id = self._next_id
         self._next_id += 2
-        headers = [
-            (":method", "POST"),
-            (":scheme", "https"),
-            (":path", path),
-            (":authority", self._authority),
-            ("content-type", "application/grpc"),
-            ("user-agent", USER_AGENT),
-            ("te", "trailers"),
-            ("grpc-encoding", "snappy"),
-            ("grpc-accept-encoding", "snappy"),
-        ]
+        headers = _request_headers(self._authority, path)
+        if self._encoder is None and not self._first_call:
+            self._first_call = headers
+            block = _first_block(headers)
+        else:
+            block = self._encoder_now().encode(headers)
         self._calls[stream_id] = _Call(stream_id, self._call_window)
-        self._out.append(frame(HEADERS, END_HEADERS, stream_id, self._encoder.encode(headers)))
+        self._out.append(frame(HEADERS, END_HEADERS, stream_id, block))
         return stream_id
+
+    def _encoder_now(self) -> hpack.Encoder:
+        """The encoder, in the state that the first call's shared block left the server in."""
+        if self._encoder is None:
+            self._encoder = hpack.Encoder()
+            if self._first_call:
+                self._encoder.encode(self._first_call)
+        return self._encoder
 
     def send_message(self, stream_id: int, body: bytes, compressed: bool = True) -> None:
         """Queue one message; what the windows do not take waits in order.
@@ -315,8 +343,8 @@ class GrpcClientConnection:
             if not SMALLEST_MAX_FRAME <= value <= LARGEST_MAX_FRAME:
                 raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
             self._max_frame = value
-        elif name == HEADER_TABLE_SIZE:
-            self._encoder.header_table_size = min(value, DEFAULT_HEADER_TABLE)
+        elif name == HEADER_TABLE_SIZE and (value < DEFAULT_HEADER_TABLE or self._encoder):
+            self._encoder_now().header_table_size = min(value, DEFAULT_HEADER_TABLE)
 
     def _read_ping(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
         if stream_id:

@@ -33,6 +33,9 @@ def encode_entry(key: str, value: str) -> bytes:
 
 
 def _entry(key: bytes, value: bytes) -> bytes:
+    size = len(key) + len(value) + 4
+    if size < 0x80:  # nearly all: every length is one byte
+        return b"\x0a%c\x0a%c%b\x12%c%b" % (size, len(key), key, len(value), value)
     return length_delimited(1, length_delimited(1, key) + length_delimited(2, value))
 
 

@@ -8,13 +8,17 @@ from typing import Any, NoReturn, Protocol
 
 import msgspec
 from attrs import frozen
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, ResponseDone
+from twisted.web.client import URI, Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from zope.interface import implementer
 
 from elkeid.errors import PeerError
 from elkeid.fleet.link import Address
@@ -62,6 +66,22 @@ class Lookup(Protocol):
         """Fire with addresses in the order received, or fail; ``member`` is ``host:port``."""
 
 
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    """Dials addresses as they are; Twisted's own way looks each up in a thread, like a name."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
+        host = uri.host.decode("ascii")
+        if isIPAddress(host):
+            return TCP4ClientEndpoint(self._reactor, host, uri.port)
+        if isIPv6Address(host):
+            return TCP6ClientEndpoint(self._reactor, host, uri.port)
+        return HostnameEndpoint(self._reactor, host, uri.port)
+
+
 class HttpLookup:
     """Asks over HTTP, without a timeout and whatever the status, as agents do.
 
@@ -70,7 +90,7 @@ class HttpLookup:
     """
 
     def __init__(self, reactor: Any) -> None:
-        self._agent: IAgent = Agent(reactor)
+        self._agent: IAgent = Agent.usingEndpointFactory(reactor, _Endpoints(reactor))
         self._headers = Headers({b"user-agent": [b"Go-http-client/1.1"]})
 
     def __call__(self, member: str) -> Deferred[list[Address]]:
