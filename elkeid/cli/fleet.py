@@ -310,7 +310,10 @@ def check(obj: Invocation, report: Path) -> None:
     since = min((agent.started for agent in agents if agent.started is not None), default=0.0)
     directory = obj.settings.server.data_dir / "eventlog"
     ids = [agent.agent_id for agent in agents]
-    verdict = compare(agents, stored_records(directory, ids, since))
+    try:
+        verdict = compare(agents, stored_records(directory, ids, since))
+    except OSError as error:
+        raise OperatorError(f"{error.filename or directory}: {error.strerror or error}") from error
     click.echo(verdict.text())
     if not verdict.good:
         raise SystemExit(1)

@@ -9,6 +9,7 @@ from elkeid.fleet.fleet import Fleet
 from elkeid.fleet.report import Summary
 
 REFRESH_SECONDS = 1.0
+LATE_SECONDS = 1.0  # ten ticks; agents that late do not load a server as real ones do
 _CLEAR_LINE = "\r\x1b[K"
 
 
@@ -99,6 +100,11 @@ def summary_text(summary: Summary, seed: int) -> str:
             f"  this simulator took {summary.cpu_seconds:.2f} s of CPU, "
             f"{summary.cpu_seconds / records * 1e6:.1f} µs a record; "
             f"ticks were late by at most {summary.worst_lag * 1000:.0f} ms"
+        )
+    if summary.worst_lag > LATE_SECONDS:
+        lines.append(
+            "  this machine could not keep up: read no speed from this run, "
+            "and try fewer --agents or a longer --spread"
         )
     if summary.failed_agents:
         lines.append(

@@ -241,7 +241,7 @@ def test_summaries_in_words() -> None:
         wiped=1,
         remote_refused=8,
         cpu_seconds=0.01,
-        worst_lag=0.02,
+        worst_lag=1.5,
         failed_agents=["a"],
         errors={"dial refused": 9},
     )
@@ -255,7 +255,8 @@ def test_summaries_in_words() -> None:
         "no usable address: 2 times; 1 exits, 1 restarts",
         "not loopback: 8",
         "9 times: dial refused",
-        "9.9 µs a record",
+        "9.9 µs a record; ticks were late by at most 1500 ms",
+        "this machine could not keep up",
         "FAILED: 1 agents exited or ended unconfirmed, such as a",
     ):
         assert said in text
