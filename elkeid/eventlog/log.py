@@ -290,7 +290,7 @@ class EventLog:
         log = self._logs[cls]
         log.parts += (pack_entry(count, len(suffix), len(region)), suffix, region)
         log.records += count
-        self._buffered += len(region)
+        self._buffered += len(suffix) + len(region)
         if self._commit_call is None:
             self._commit_call = self._clock.callLater(0, self._end_of_turn)
         if self._buffered > MAX_BUFFER_BYTES:

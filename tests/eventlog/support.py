@@ -35,9 +35,10 @@ class Killed(BaseException):
 class Disk(FileOperations):
     """The real disk, unless a test says that an operation fails.
 
-    ``failures[operation]`` is a list of what happens at the next calls: an errno, or None for
-    success; for ``writev`` also ``("short", n)``: n bytes only, and ``("kill", n)``: n bytes, then
-    the process is gone. ``always[operation]`` is an errno for all calls.
+    ``failures[operation]`` is a list of what happens at the next calls: an errno; None for
+    success; ``"kill"``: the process is gone; for ``writev`` also ``("short", n)``: n bytes only,
+    and ``("kill", n)``: n bytes, then the process is gone. ``always[operation]`` is an errno for
+    all calls.
     """
 
     def __init__(self) -> None:
@@ -52,6 +53,8 @@ class Disk(FileOperations):
         self.calls.append((operation, what))
         planned = self.failures.get(operation)
         fate = planned.pop(0) if planned else self.always.get(operation)
+        if fate == "kill":
+            raise Killed
         if isinstance(fate, int):
             raise OSError(fate, os.strerror(fate))
         return fate

@@ -58,7 +58,7 @@ def test_much_in_one_turn_is_written_early(tmp_path: Path) -> None:
     server = Server(tmp_path)
     big = bytes(MAX_BUFFER_BYTES // 2 + 1)
     server.log.append(LOGS, 1, SUFFIX, big)
-    assert server.log.stats().buffered_bytes == len(big)
+    assert server.log.stats().buffered_bytes == len(SUFFIX + big)
     server.log.append(LOGS, 1, SUFFIX, big)
     assert server.log.stats().buffered_bytes == 0
     assert server.log.stats().classes[LOGS].next_offset == 2

@@ -21,6 +21,7 @@ from elkeid.eventlog.cursors import (
 from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.state import SLOT_BYTES
 from tests.eventlog.support import (
+    BROKEN,
     CONTROL,
     LOGS,
     SMALL,
@@ -108,6 +109,42 @@ def test_killed_inside_the_write(tmp_path: Path) -> None:
             assert account["dropped"] == ({"lost_tail": 2} if count >= 56 else {})
             assert account["appended"] == 1
         server.close()
+
+
+def test_killed_while_opening(tmp_path: Path) -> None:
+    """Killed at any step of the repair: the next start finds the same records and offsets."""
+    server = Server(tmp_path / "whole", segment_bytes=400, telemetry_cap_bytes=1600)
+    server.disk.always["unlink"] = BROKEN  # so that the next start has segments to delete
+    for number in range(41):
+        server.put(number)
+        server.clock.advance(1)
+    server.log.append(TELEMETRY, 2, SUFFIX, region(41, 42))
+    server.disk.failures["writev"] = [("kill", 70)]
+    with pytest.raises(Killed):
+        server.log.commit()
+    server.kill()
+    copy(tmp_path / "whole", tmp_path / "probe")
+    probe = Server(tmp_path / "probe", segment_bytes=400, telemetry_cap_bytes=1600)
+    expected = read_all(tmp_path / "probe")
+    assert expected[-1] == (40, 40)
+    assert probe.ledger()["dropped"] == {"lost_tail": 2}
+    steps = list(probe.disk.calls)
+    probe.kill()
+    assert {"unlink", "ftruncate", "pwrite"} <= {operation for operation, _ in steps}
+    for operation in {operation for operation, _ in steps}:
+        for index in range(sum(each == operation for each, _ in steps)):
+            directory = tmp_path / f"{operation}-{index}"
+            copy(tmp_path / "whole", directory)
+            disk = Disk()
+            disk.failures[operation] = [None] * index + ["kill"]
+            with pytest.raises(Killed):
+                Server(directory, disk=disk, segment_bytes=400, telemetry_cap_bytes=1600)
+            server = Server(directory, segment_bytes=400, telemetry_cap_bytes=1600)
+            assert read_all(directory) == expected
+            account = server.ledger()
+            assert account["appended"] == 41
+            assert account["dropped"] in ({"lost_tail": 2}, {})
+            server.close()
 
 
 def test_garbage_at_the_tail(tmp_path: Path) -> None:
