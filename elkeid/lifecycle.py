@@ -17,12 +17,16 @@ from twisted.python.failure import Failure
 from elkeid.errors import OperatorError
 
 STOP_SECONDS = 9.0  # for all roles together: the process must exit within 10 s of SIGTERM
-RESERVED_SECONDS = 2.0  # kept back for each role still to stop, so that one that hangs costs
-# the others their comfort, not their chance
+RESERVED_SECONDS = 0.3  # kept back for each role still to stop, so that one that hangs costs
+# the others their comfort, not their chance; a role that needs more says so
+LET_GO_SECONDS = 1.0  # for a start that was cancelled to close what it had opened
 
 
 class Role(Protocol):
-    """A part that starts and stops once; ``name`` is the role name or that of a helper."""
+    """A part that starts and stops once; ``name`` is the role name or that of a helper.
+
+    ``stop_seconds``, if it has one, is kept back for its stop while others stop before it.
+    """
 
     name: str
 
@@ -128,12 +132,15 @@ class OrderedRoles(Service):
         if self._starting is not None:
             # The start was cancelled, but its role does not let go at once.
             try:
-                await self._within(RESERVED_SECONDS, self._starting)
+                await self._within(LET_GO_SECONDS, self._starting)
             except StopTimeout:
                 self.log.error("{name}: start does not end", name=self._started[-1].name)
         while self._started:
             role = self._started.pop()
-            left = end - self._clock.seconds() - RESERVED_SECONDS * len(self._started)
+            reserved = sum(
+                getattr(each, "stop_seconds", RESERVED_SECONDS) for each in self._started
+            )
+            left = end - self._clock.seconds() - reserved
             try:
                 await self._within(max(left, 0.0), Deferred.fromCoroutine(role.stop()))
             except StopTimeout:

@@ -70,6 +70,8 @@ class Gateway:
         """A TLS handshake is done."""
         self.counters.handshakes += 1
         self.links.add(link)
+        if self.draining is not None:
+            link.go_away()
 
     def lost(self, link: AgentLink, spoke: bool) -> None:
         """A connection is gone."""

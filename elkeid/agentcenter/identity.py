@@ -7,7 +7,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from elkeid.wire.rawdata import Header
 
-ID_BYTES = 256
+ID_BYTES = 128
 """Longest id accepted; real ones are UUIDs of 36 bytes or what an operator set by hand."""
 
 DERIVED_PREFIX = "noid-"

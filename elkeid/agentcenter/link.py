@@ -26,6 +26,9 @@ from elkeid.wire.grpc import (
     PingAcked,
 )
 
+IDLE_SECONDS = 60.0
+"""A connection without calls is closed: an agent opens the next one after five seconds."""
+
 
 class Call(Interface):
     """One gRPC call on a connection."""
@@ -84,15 +87,20 @@ class AgentLink(Protocol):
         self._open: dict[int, Call] = {}
         self._blocked = False  # the transport's buffer is full: the wire state keeps its output
         self._shaken = False
-        self._probe: tuple[bytes, IDelayedCall, Callable[[bool], None]] | None = None
+        self._probe: tuple[bytes, IDelayedCall] | None = None
+        self._asking: list[Callable[[bool], None]] = []
         self._closing = False
         self._deadline: IDelayedCall | None = None
         self._handshake_seconds = handshake_seconds
 
     def connectionMade(self) -> None:
         """Arm the deadline for the handshake."""
-        self._deadline = self._clock.callLater(self._handshake_seconds, self.abort)
+        self._deadline = self._clock.callLater(self._handshake_seconds, self._late)
         self.transport.registerProducer(self, True)
+
+    def _late(self) -> None:
+        self._deadline = None
+        self.abort()
 
     def handshakeCompleted(self) -> None:
         """Go on only with HTTP/2 agreed on: a peer without it cannot be an agent."""
@@ -162,8 +170,15 @@ class AgentLink(Protocol):
         call = self._open.pop(stream_id, None)
         if call is not None:
             call.over()
-        if self._closing and not self._open:
-            self.transport.loseConnection()
+        if not self._open:
+            if self._closing:
+                self.transport.loseConnection()
+            elif self._deadline is None and self.transport.connected:
+                self._deadline = self._clock.callLater(IDLE_SECONDS, self._idle)
+
+    def _idle(self) -> None:
+        self._deadline = None
+        self.go_away()
 
     @property
     def calls(self) -> int:
@@ -172,22 +187,23 @@ class AgentLink(Protocol):
 
     def probe(self, seconds: float, answered: Callable[[bool], None]) -> None:
         """Ask the peer for a sign of life; ``answered`` gets whether it came in time."""
-        if self._probe is not None:
-            raise AssertionError("one probe at a time: the table lets one newcomer wait")
-        payload = urandom(8)
-        timer = self._clock.callLater(seconds, self._probed, False)
-        self._probe = (payload, timer, answered)
-        self.grpc.send_ping(payload)
-        self.flush()
+        self._asking.append(answered)
+        if self._probe is None:  # else the PING under way serves this question too
+            payload = urandom(8)
+            self._probe = (payload, self._clock.callLater(seconds, self._probed, False))
+            self.grpc.send_ping(payload)
+            self.flush()
 
     def _probed(self, answered: bool) -> None:
         if self._probe is None:
             return
-        _, timer, tell = self._probe
+        timer = self._probe[1]
         self._probe = None
         if timer.active():
             timer.cancel()
-        tell(answered)
+        asking, self._asking = self._asking, []
+        for tell in asking:
+            tell(answered)
 
     def go_away(self) -> None:
         """Tell the peer to open no more calls here; close once those under way are over."""
@@ -213,6 +229,7 @@ class AgentLink(Protocol):
         if self._probe is not None:
             self._probe[1].cancel()
             self._probe = None  # the table knows from the calls that the holder is gone
+            self._asking = []
         self._calls.lost(self, self._shaken)
 
     def pauseProducing(self) -> None:

@@ -22,7 +22,7 @@ RETRY_SECONDS = (0.5, 1.0, 2.0)  # after the first failures: roles of one start 
 CALL_SECONDS = 4.0  # for one call; below the renewal's pause
 WATCH_SECONDS = 2.0
 EMPTY_SECONDS = 60.0  # a restarted registry is empty until everyone has renewed, 30 s at most
-STOP_SECONDS = 3.0  # for what is under way, then for evicting
+STOP_SECONDS = 0.7  # for what is under way, then for evicting; agents wait for the rest of a stop
 ANSWER_BYTES = 8 << 20  # 10,000 instances with common extras
 
 Load = Callable[[], tuple[int, dict[str, Any] | None]]

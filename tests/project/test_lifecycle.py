@@ -8,7 +8,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.errors import KeysError
-from elkeid.lifecycle import RESERVED_SECONDS, STOP_SECONDS, OrderedRoles, Role, sentence
+from elkeid.lifecycle import (
+    LET_GO_SECONDS,
+    RESERVED_SECONDS,
+    STOP_SECONDS,
+    OrderedRoles,
+    Role,
+    sentence,
+)
 
 
 class Scripted:
@@ -207,7 +214,7 @@ class OrderedRolesTests(SynchronousTestCase):
 
     def test_signal_during_a_start_that_holds_on(self) -> None:
         """A role is not stopped beside its own start, unless that would last too long."""
-        for patience, lets_go in [(0.5, True), (RESERVED_SECONDS + 0.1, False)]:
+        for patience, lets_go in [(0.5, True), (LET_GO_SECONDS + 0.1, False)]:
             held: Deferred[None] = Deferred()
             story: list[str] = []
 
