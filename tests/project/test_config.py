@@ -165,6 +165,22 @@ def test_all_faults_at_once() -> None:
     ]
 
 
+def test_contradictions_beside_other_faults() -> None:
+    """A bad key hides no contradiction of others, and makes none up."""
+    assert faults(
+        {
+            "server": {"log_level": "loud"},
+            "agentcenter": {"http_port": 6751},
+            "discovery": {"port": "x"},
+            "manager": {"listen": "192.0.2.1"},
+        }
+    )[2:] == [
+        "agentcenter.http_port: 6751 is already agentcenter.grpc_port",
+        "manager.tls_port: required when manager.listen is not loopback "
+        "(or set manager.plain_http = true to serve passwords unencrypted)",
+    ]
+
+
 def test_loopback_with_remote_members() -> None:
     """A role that registers with another machine must say how it is reached from there."""
     found = faults({"discovery": {"members": ["127.0.0.1:8088", "192.0.2.2:8088"]}})
