@@ -12,8 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = (
-    "GOBIN=$PWD/.tools/bin go install "
-    "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
+    "GOBIN=$PWD/.tools/bin go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
 )
 LEAST_CASES = 146
 """Cases that this version of h2spec has; fewer would mean that it did not run them."""
