@@ -24,6 +24,7 @@ from typing import Final, cast
 
 import hpack
 from attrs import field, frozen
+from attrs.validators import gt
 from msgspec import Struct
 
 from elkeid.errors import WireError
@@ -102,7 +103,7 @@ class ConnectionLimits:
     streams: int = 16
     header_bytes: int = 16 * KiB
     stream_window: int = 256 * KiB
-    connection_window: int = MiB
+    connection_window: int = field(default=MiB, validator=gt(h2.DEFAULT_WINDOW))
     greeting: bytes = field(init=False, repr=False)  # the first bytes on every connection
 
     @greeting.default

@@ -26,7 +26,7 @@ def h2spec() -> str:
     places = os.pathsep.join((os.environ.get("PATH", ""), str(ROOT / ".tools" / "bin")))
     found = shutil.which("h2spec", path=places)
     if found is None:
-        pytest.skip(f"h2spec is missing; install it by: {INSTALL}")
+        pytest.skip(f"h2spec is missing: make tools, or {INSTALL}")
     return found
 
 
