@@ -170,7 +170,8 @@ class Stream:
         self.queue: deque[bytes] | None = None  # DATA that waits for a window
         self.queued_bytes = 0
         self.sent_of_first = 0  # bytes of queue[0] that are sent
-        self.end_block: bytes | None = None  # trailers to send after the queue; b"": none
+        # Trailers to send after the queue; b"" when its last DATA ends the stream instead.
+        self.end_block: bytes | None = None
 
 
 class Http2Server:
@@ -879,7 +880,7 @@ class Http2Server:
 
         Args:
             stream: not ended yet.
-            block: trailers; empty for none.
+            block: trailers.
             reading: READING, DROPPING or STOPPING.
         """
         stream.end_block = block
@@ -925,9 +926,6 @@ class Http2Server:
         stream.queue = None
         if stream.end_block:
             self._send_block(stream, stream.end_block, ends=True)
-            self._close_if_done(stream)
-        elif stream.end_block is not None:
-            self._write(h2.frame(h2.DATA, h2.END_STREAM, stream_id))
             self._close_if_done(stream)
 
 

@@ -67,7 +67,7 @@ def test_pieces_of_any_size(size: int) -> None:
     for at in range(0, len(stream), 7_000):
         sent += data(1, stream[at : at + 7_000])
     sent += h2.frame(h2.DATA, h2.PADDED, 1, b"\3" + message(b"padded")[:8] + bytes(3))
-    sent += data(1, message(b"padded")[8:]) + data(1) + data(1, flags=h2.END_STREAM)
+    sent += data(1, message(b"padded")[8:]) + data(1) + data(1, message(b"end"), h2.END_STREAM)
     connection = GrpcServerConnection(ConnectionLimits(), (PATH,), lambda: 0.0)
 
     told = []
@@ -78,6 +78,7 @@ def test_pieces_of_any_size(size: int) -> None:
         STARTED,
         *[MessageReceived(1, True, body) for body in bodies],
         MessageReceived(1, False, b"padded"),
+        MessageReceived(1, False, b"end"),
         HalfClosed(1),
     ]
 
@@ -281,6 +282,27 @@ def test_frames_in_flight_after_the_end() -> None:
 
     assert told == [CallStarted(3, PATH, "snappy", None)]
     assert connection.data_to_send() == b""
+
+
+def test_call_stopped_within_a_frame() -> None:
+    """A call may be stopped while a frame of it is still coming in."""
+    connection = greeted()
+    last = data(1, message(b"a") + message(b"bc"), h2.END_STREAM)
+    told = connection.receive_data(headers(1) + last[:16])
+    assert told == [STARTED, MessageReceived(1, False, b"a")]
+    connection.end_call(1, Status.OK)
+
+    assert connection.receive_data(last[16:] + headers(3)) == [CallStarted(3, PATH, "snappy", None)]
+
+
+def test_end_in_a_padded_frame() -> None:
+    """The last frame of a call may be padded."""
+    connection = greeted()
+    flags = h2.PADDED | h2.END_STREAM
+    told = connection.receive_data(
+        headers(1) + h2.frame(h2.DATA, flags, 1, b"\2" + message(b"a") + bytes(2))
+    )
+    assert told == [STARTED, MessageReceived(1, False, b"a"), HalfClosed(1)]
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,11 @@ WRONG: list[tuple[str, bytes, ErrorCode]] = [
         ErrorCode.FLOW_CONTROL_ERROR,
     ),
     ("second HEADERS", headers(1) + headers(1), ErrorCode.PROTOCOL_ERROR),
+    (
+        "trailers that end nothing",
+        headers(1) + headers(1, fields=block([("a", "b")])),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
     ("pseudo trailers", headers(1) + headers(1, h2.END_STREAM), ErrorCode.PROTOCOL_ERROR),
     ("DATA after end", headers(1, h2.END_STREAM) + data(1, b"x"), ErrorCode.STREAM_CLOSED),
     ("HEADERS after end", headers(1, h2.END_STREAM) + headers(1), ErrorCode.STREAM_CLOSED),
@@ -542,6 +547,12 @@ def test_header_list_too_long() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_header_block_too_long() -> None:
+    """A header block has a limit of its own, before it is decoded."""
+    connection = greeted(ConnectionLimits(header_bytes=100))
+    assert ended(connection, headers(1, fields=b"\0" * 101)) == ErrorCode.ENHANCE_YOUR_CALM
 
 
 def test_message_in_tiny_frames() -> None:
