@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elkeid.agentcenter.counters import Counters
-from elkeid.agentcenter.heartbeats import PLUGIN_LIMIT, fields_of
+from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.table import AgentTable
@@ -17,7 +17,7 @@ from elkeid.config import AgentCenterSettings
 from elkeid.errors import WireError
 from elkeid.eventlog.log import EventLog
 from elkeid.wire import item
-from elkeid.wire.datatypes import AGENT_HEARTBEAT, PLUGIN_HEARTBEAT
+from elkeid.wire.datatypes import AGENT_HEARTBEAT
 from elkeid.wire.grpc import CallStarted, ConnectionLimits, GrpcServerConnection, Status
 from elkeid.wire.rawdata import Header
 
@@ -35,6 +35,7 @@ class Gateway:
         event_log: where records go; open.
         clock: for deadlines and rates.
         wall: the time in unix seconds, for what others read.
+        monotonic: seconds that only go forward, for rates.
     """
 
     log = Logger()
@@ -45,14 +46,16 @@ class Gateway:
         event_log: EventLog,
         clock: IReactorTime,
         wall: Callable[[], int] = lambda: int(time.time()),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.event_log = event_log
         self.clock = clock
         self.wall = wall
+        self.monotonic = monotonic
         self.table = AgentTable(settings.takeover_seconds)
         self.counters = Counters()
-        self.intake = Intake(settings, event_log, clock, wall, self.counters)
+        self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
         self.links: set[AgentLink] = set()
         self.streams = 0  # Transfer calls that hold a place under connection_limit
         self.draining: int | None = None  # the status that new calls are refused with
@@ -133,23 +136,35 @@ class Gateway:
 
     def apply(self, stream: TransferStream, header: Header, data_type: int, body: bytes) -> None:
         """Note a heartbeat of the stream that holds its id."""
-        if data_type not in (AGENT_HEARTBEAT, PLUGIN_HEARTBEAT):
-            return
         agent = self.table.holds(stream.agent_id, stream)
         if agent is None:
             return
         try:
-            if data_type == AGENT_HEARTBEAT:
-                fields_of(body)
-                agent.header, agent.heartbeat, agent.heartbeat_at = header, body, self.wall()
-            else:
-                name = item.decode(body).get(b"name", b"")
-                fields_of(body)
-                if not name or (name not in agent.plugins and len(agent.plugins) >= PLUGIN_LIMIT):
-                    raise WireError("plugin heartbeat without a name, or of too many plugins")
-                agent.plugins[name] = (body, self.wall())
+            texts = item.decode(body, FIELD_LIMIT)
         except WireError as error:
-            self.counters.bad_heartbeats += 1
-            self.log.info("{peer}: heartbeat ignored: {error}", peer=stream.peer_addr, error=error)
+            self.bad_heartbeat(stream, str(error))
             return
+        if data_type == AGENT_HEARTBEAT:
+            agent.header, agent.heartbeat, agent.heartbeat_at = header, body, self.wall()
+        else:
+            name = texts.get(b"name", b"")
+            if not 0 < len(name) <= NAME_BYTES:
+                self.bad_heartbeat(stream, "a plugin's, without a name of a fit length")
+                return
+            if name not in agent.plugins and len(agent.plugins) >= PLUGIN_LIMIT:
+                self.bad_heartbeat(stream, f"of more than {PLUGIN_LIMIT} plugins")
+                return
+            agent.plugins[name] = (body, self.wall())
         self.table.touch(agent)
+
+    def bad_heartbeat(self, stream: TransferStream, reason: str) -> None:
+        """Count a heartbeat that is kept as a record, but not applied; say so once a stream."""
+        self.counters.bad_heartbeats += 1
+        if not stream.complained:
+            stream.complained = True
+            self.log.info(
+                "{peer} ({agent}): heartbeat not applied: {reason}",
+                peer=stream.peer_addr,
+                agent=stream.agent_id,
+                reason=reason,
+            )

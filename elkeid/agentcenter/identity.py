@@ -11,7 +11,23 @@ ID_BYTES = 128
 """Longest id accepted; real ones are UUIDs of 36 bytes or what an operator set by hand."""
 
 DERIVED_PREFIX = "noid-"
-"""Marks an id that we made for an agent that sent none."""
+"""Marks an id that we made for an agent that sent none; no agent may send one."""
+
+HEADER_BYTES = 64 << 10
+"""What a batch may say of its host; real ones take 200 bytes, and each stream keeps it."""
+
+
+def header_bytes(header: Header) -> int:
+    """Bytes that a header holds."""
+    lists = (
+        header.intranet_ipv4,
+        header.extranet_ipv4,
+        header.intranet_ipv6,
+        header.extranet_ipv6,
+    )
+    texts = (header.agent_id, header.hostname, header.version, header.product)
+    entries = sum(sum(map(len, each)) + 64 * len(each) for each in lists)
+    return sum(map(len, texts)) + entries + len(header.tail or b"")
 
 
 def derived_id(header: Header) -> str:

@@ -6,8 +6,6 @@ This is the hot path: one call a batch, and nothing per record unless a rate is 
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.interfaces import IReactorTime
-
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.rates import ClassBudget
 from elkeid.config import AgentCenterSettings
@@ -18,8 +16,8 @@ from elkeid.wire.rawdata import Header, Packet
 
 CONTROL, TELEMETRY, LOGS = RecordClass.CONTROL, RecordClass.TELEMETRY, RecordClass.LOGS
 
-DATA_TYPE_LIMIT = 1024
-"""Data types counted by number; peers choose the numbers, so the rest is counted as -1."""
+DATA_TYPE_LIMIT = 10_000
+"""Data types below are counted one by one; peers choose numbers, so others count as -1."""
 
 
 class Log(Protocol):
@@ -46,7 +44,7 @@ class Intake:
     Args:
         settings: the rates.
         log: where records go.
-        clock: for the rates.
+        monotonic: seconds that only go forward, for the rates.
         wall: the receive time of a batch, unix seconds.
         counters: told of every record.
     """
@@ -55,34 +53,37 @@ class Intake:
         self,
         settings: AgentCenterSettings,
         log: Log,
-        clock: IReactorTime,
+        monotonic: Callable[[], float],
         wall: Callable[[], int],
         counters: Counters,
     ) -> None:
         self._settings = settings
         self._log = log
-        self._clock = clock
+        self._monotonic = monotonic
         self._wall = wall
         self._counters = counters
 
-    def append(self, sender: Sender, header: Header, packet: Packet) -> None:
-        """Append one batch of ``sender``, which goes by the id in ``header``."""
+    def append(self, sender: Sender, header: Header, packet: Packet) -> int:
+        """Append one batch of ``sender``, which goes by the id in ``header``.
+
+        Returns:
+            How many control records its rate let pass.
+        """
+        passed = 0
         suffix = encode_suffix(header, self._wall(), b"")
         for cls, count, region in packet.runs:
             if cls is TELEMETRY:
                 self._log.append(TELEMETRY, count, suffix, region)
             elif cls is CONTROL:
-                self._append_control(sender, packet, count, suffix, region)
+                passed = self._append_control(sender, packet, count, suffix, region)
             else:
                 self._append_logs(sender, count, suffix, region)
         counters = self._counters
         counters.records += packet.count
         types = counters.data_types
         for data_type, count in packet.counts.items():
-            if data_type in types or len(types) < DATA_TYPE_LIMIT:
-                types[data_type] += count
-            else:
-                types[-1] += count
+            types[data_type if 0 <= data_type < DATA_TYPE_LIMIT else -1] += count
+        return passed
 
     def _budget(self, sender: Sender, now: float) -> ClassBudget:
         if sender.budget is None:
@@ -91,12 +92,12 @@ class Intake:
 
     def _append_control(
         self, sender: Sender, packet: Packet, count: int, suffix: bytes, region: bytes
-    ) -> None:
-        now = self._clock.seconds()
+    ) -> int:
+        now = self._monotonic()
         passed = self._budget(sender, now).take_control(count, now)
         if passed == count:
             self._log.append(CONTROL, count, suffix, region)
-            return
+            return passed
         kept, results, rest = [], [], []
         # Every control record is special, so both run over the same records in order.
         for index, (record, special) in enumerate(
@@ -115,9 +116,10 @@ class Intake:
             self._log.append(LOGS, len(results), suffix, b"".join(results))
         if rest:
             self._append_logs(sender, len(rest), suffix, b"".join(rest))
+        return passed
 
     def _append_logs(self, sender: Sender, count: int, suffix: bytes, region: bytes) -> None:
-        now = self._clock.seconds()
+        now = self._monotonic()
         passed = self._budget(sender, now).take_logs(count, now)
         if passed < count:
             self._log.drop(LOGS, "rate", count - passed)

@@ -26,6 +26,9 @@ from elkeid.wire.grpc import (
     PingAcked,
 )
 
+CLOSE_SECONDS = 5.0
+"""For a peer to take what is left and say goodbye; then the connection is reset."""
+
 IDLE_SECONDS = 60.0
 """A connection without calls is closed: an agent opens the next one after five seconds."""
 
@@ -42,8 +45,8 @@ class Call(Interface):
     def leave(self) -> None:
         """This process stops: end the call, and read it to its end."""
 
-    def over(self) -> None:
-        """Nothing more comes: the call was cancelled or its connection is gone."""
+    def over(self, cancelled: CallCancelled | None) -> None:
+        """Nothing more comes: the call was cancelled, or its connection is gone."""
 
 
 class Calls(Interface):
@@ -89,7 +92,8 @@ class AgentLink(Protocol):
         self._shaken = False
         self._probe: tuple[bytes, IDelayedCall] | None = None
         self._asking: list[Callable[[bool], None]] = []
-        self._closing = False
+        self._going_away = False  # GOAWAY is sent
+        self._closing = False  # and nothing more will be
         self._deadline: IDelayedCall | None = None
         self._handshake_seconds = handshake_seconds
 
@@ -118,6 +122,8 @@ class AgentLink(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Hand what has come to the calls, then send what that made us say."""
+        if self._closing:
+            return
         for event in self.grpc.receive_data(data):
             kind = type(event)
             if kind is MessageReceived:
@@ -127,7 +133,7 @@ class AgentLink(Protocol):
                     call.message(message.compressed, message.body)
             else:
                 self._rarer(event)
-        if not self._blocked:
+        if not self._blocked and not self._closing:
             out = self.grpc.data_to_send()
             if out:
                 self.transport.write(out)
@@ -143,7 +149,7 @@ class AgentLink(Protocol):
             if call is not None:
                 call.half_closed()
         elif isinstance(event, CallCancelled):
-            self.forget(event.stream_id)
+            self.forget(event.stream_id, event)
         elif isinstance(event, PingAcked):
             if self._probe is not None and self._probe[0] == event.payload:
                 self._probed(True)
@@ -152,8 +158,22 @@ class AgentLink(Protocol):
                 self.log.info(
                     "{peer}: connection ended: {reason}", peer=self.peer, reason=event.reason
                 )
-            self._flush()
-            self.transport.loseConnection()
+            self._end_calls()  # nothing more can come on them
+            self._close()
+
+    def _close(self) -> None:
+        """Close once what is left is sent; a peer that does not take it is reset."""
+        self._closing = True
+        self._flush()
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._clock.callLater(CLOSE_SECONDS, self._late)
+        self.transport.unregisterProducer()  # TLS does not shut down while there is one
+        self.transport.loseConnection()
+
+    def _end_calls(self) -> None:
+        for stream_id in list(self._open):
+            self._open.pop(stream_id).over(None)
 
     def _flush(self) -> None:
         out = self.grpc.data_to_send()
@@ -162,18 +182,19 @@ class AgentLink(Protocol):
 
     def flush(self) -> None:
         """Send what was said outside `dataReceived`."""
-        if not self._blocked:
+        if not self._blocked and not self._closing:
             self._flush()
 
-    def forget(self, stream_id: int) -> None:
+    def forget(self, stream_id: int, cancelled: CallCancelled | None = None) -> None:
         """A call is over; tell it, if it is still known."""
         call = self._open.pop(stream_id, None)
-        if call is not None:
-            call.over()
+        if call is None:
+            return
+        call.over(cancelled)
         if not self._open:
-            if self._closing:
-                self.transport.loseConnection()
-            elif self._deadline is None and self.transport.connected:
+            if self._going_away:
+                self._close()
+            elif not self._closing:
                 self._deadline = self._clock.callLater(IDLE_SECONDS, self._idle)
 
     def _idle(self) -> None:
@@ -207,13 +228,15 @@ class AgentLink(Protocol):
 
     def go_away(self) -> None:
         """Tell the peer to open no more calls here; close once those under way are over."""
-        self._closing = True
+        if self._going_away or self._closing:
+            return
+        self._going_away = True
         self.grpc.send_goaway()
         for call in list(self._open.values()):
             call.leave()
         self.flush()
         if not self._open:
-            self.transport.loseConnection()
+            self._close()
 
     def abort(self) -> None:
         """Reset the connection: the peer tries its next address at once."""
@@ -224,12 +247,9 @@ class AgentLink(Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        for stream_id in list(self._open):
-            self._open.pop(stream_id).over()
-        if self._probe is not None:
-            self._probe[1].cancel()
-            self._probe = None  # the table knows from the calls that the holder is gone
-            self._asking = []
+        self._closing = True
+        self._end_calls()
+        self._probed(False)
         self._calls.lost(self, self._shaken)
 
     def pauseProducing(self) -> None:

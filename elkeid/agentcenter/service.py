@@ -178,9 +178,11 @@ class AgentCenterRole:
             self.gateway.abort()
             if self._site is not None:
                 self._site.close()
-            await self.event_log.close()
-            if self._pool.started:
-                self._pool.stop()
+            try:
+                await self.event_log.close()
+            finally:
+                if self._pool.started:
+                    self._pool.stop()
 
     async def _drain(self) -> None:
         drained = self.gateway.drain(Status.UNAVAILABLE)

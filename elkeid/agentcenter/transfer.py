@@ -7,21 +7,28 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from elkeid.agentcenter.identity import ID_BYTES, derived_id
+from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, HEARTBEATS, PLUGIN_LIMIT
+from elkeid.agentcenter.identity import (
+    DERIVED_PREFIX,
+    HEADER_BYTES,
+    ID_BYTES,
+    derived_id,
+    header_bytes,
+)
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.rates import ClassBudget
 from elkeid.agentcenter.table import Claim
 from elkeid.errors import WireError
 from elkeid.wire.compression import MessageTooLarge, decompressor
-from elkeid.wire.grpc import Status
+from elkeid.wire.grpc import CallCancelled, Status
 from elkeid.wire.protobuf import TooManyFields
 from elkeid.wire.rawdata import Header, Packet, split
 
 if TYPE_CHECKING:
     from elkeid.agentcenter.gateway import Gateway
 
-WAITING_RECORDS = 64
-"""Heartbeats kept from a newcomer while the holder is probed; one real batch has a few."""
+WAITING_HEARTBEATS = 64
+"""Kept from a newcomer while the holder is probed; one real batch has a few."""
 
 
 class State(Enum):
@@ -54,6 +61,7 @@ class TransferStream:
         "admitted",
         "agent_id",
         "budget",
+        "complained",
         "dropped",
         "header",
         "peer_addr",
@@ -73,6 +81,7 @@ class TransferStream:
         self.agent_id = ""
         self.header: Header | None = None
         self.budget: ClassBudget | None = None
+        self.complained = False  # the log has a line about its heartbeats
         self.dropped = 0  # records of this stream above its rates
         host, port = link.peer
         self.peer_host = host
@@ -106,9 +115,9 @@ class TransferStream:
             if not header.agent_id:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
-        gateway.intake.append(self, header, packet)
-        if packet.special:
-            self._apply(header, packet)
+        passed = gateway.intake.append(self, header, packet)
+        if passed:
+            self._apply(header, packet, passed)
 
     def _introduce(self, header: Header) -> bool:
         """Look at what a batch says of its sender when that is new; False ends the stream."""
@@ -120,15 +129,27 @@ class TransferStream:
                 Status.INVALID_ARGUMENT, "agent_id differs from that of the stream's first message"
             )
             return False
+        size = header_bytes(header)
+        if size > HEADER_BYTES:
+            self._violate(
+                Status.RESOURCE_EXHAUSTED,
+                f"hostname, addresses and the like take {size} bytes; limit {HEADER_BYTES}",
+            )
+            return False
         if len(wire_id) > ID_BYTES:
             self._violate(
                 Status.INVALID_ARGUMENT, f"agent_id of {len(wire_id)} bytes; limit {ID_BYTES}"
             )
             return False
+        if wire_id.startswith(DERIVED_PREFIX.encode()):
+            self._violate(
+                Status.INVALID_ARGUMENT, f"agent_id begins with {DERIVED_PREFIX}, which is ours"
+            )
+            return False
         gateway = self._gateway
         self._wire_id = wire_id
         if wire_id:
-            self.agent_id = wire_id.decode("utf-8", "replace")
+            self.agent_id = wire_id.decode("utf-8", "backslashreplace")
         else:
             self.agent_id = derived_id(header)
             gateway.counters.unidentified += 1
@@ -164,12 +185,10 @@ class TransferStream:
         if self._state is not State.CLAIMING:
             return
         gateway = self._gateway
-        now = gateway.clock.seconds()
+        now = gateway.monotonic()
         held, old = gateway.table.settle(self.agent_id, self, answered, now, gateway.wall())
         if not held:
-            self._link.grpc.resume_call(self._stream_id)
             self.end(Status.UNKNOWN, "agentID conflict")
-            self._link.flush()
             return
         self.granted()
         if isinstance(old, TransferStream):
@@ -178,6 +197,8 @@ class TransferStream:
 
     def granted(self) -> None:
         """The id that this stream claimed is its own now."""
+        if self._state is not State.CLAIMING:
+            return
         self._state = State.HOLDER
         waiting, self._waiting = self._waiting, []
         for header, data_type, body in waiting:
@@ -185,13 +206,18 @@ class TransferStream:
         self._link.grpc.resume_call(self._stream_id)
         self._link.flush()
 
-    def _apply(self, header: Header, packet: Packet) -> None:
-        if self._state is State.HOLDER:
-            for data_type, _, body in packet.special:
-                self._gateway.apply(self, header, data_type, body)
-        elif self._state is State.CLAIMING:
-            room = WAITING_RECORDS - len(self._waiting)
-            self._waiting += [(header, kind, body) for kind, _, body in packet.special[:room]]
+    def _apply(self, header: Header, packet: Packet, passed: int) -> None:
+        """Apply the newest heartbeats of a batch, as many as its rate let pass."""
+        if self._state not in (State.HOLDER, State.CLAIMING):
+            return
+        fresh = [(kind, body) for kind, _, body in packet.special if kind in HEARTBEATS]
+        for kind, body in fresh[-min(passed, PLUGIN_LIMIT + 1) :]:
+            if len(body) > HEARTBEAT_BYTES:
+                self._gateway.bad_heartbeat(self, f"{len(body)} bytes; limit {HEARTBEAT_BYTES}")
+            elif self._state is State.HOLDER:
+                self._gateway.apply(self, header, kind, body)
+            elif len(self._waiting) < WAITING_HEARTBEATS:
+                self._waiting.append((header, kind, body))
 
     def half_closed(self) -> None:
         """All has come: store it, then say so."""
@@ -211,12 +237,17 @@ class TransferStream:
         gateway.counters.ended(status)
         self._finish()
 
-    def over(self) -> None:
+    def over(self, cancelled: CallCancelled | None) -> None:
         """The call was cancelled, or its connection is gone."""
-        if self._state is not State.OVER:
-            self._cancel_timer()
-            self._state = State.OVER
-            self._gateway.released(self)
+        if self._state is State.OVER:
+            return
+        if cancelled is not None and self._state is not State.ENDED:
+            self._gateway.counters.ended(cancelled.status)
+            if cancelled.status != Status.CANCELLED:
+                self._report(cancelled.reason)
+        self._cancel_timer()
+        self._state = State.OVER
+        self._gateway.released(self)
 
     # --- what we do
 
@@ -225,8 +256,12 @@ class TransferStream:
         if self._state in (State.ENDED, State.OVER):
             return
         self._cancel_timer()
-        self._state = State.ENDED
         gateway = self._gateway
+        if self._state is State.CLAIMING:
+            gateway.table.release(self.agent_id, self, gateway.wall())
+            self._waiting = []
+            self._link.grpc.resume_call(self._stream_id)
+        self._state = State.ENDED
         gateway.counters.ended(status)
         self._link.grpc.end_call(self._stream_id, status, message, keep_reading=True)
         self._timer = gateway.clock.callLater(gateway.settings.drain_seconds, self._stop_reading)
@@ -253,15 +288,18 @@ class TransferStream:
 
     def _violate(self, status: int, message: str) -> None:
         """The peer broke a rule or a limit: the stream ends at once."""
-        self.log.info(
-            "{peer} ({agent}): {message}", peer=self.peer_addr, agent=self.agent_id, message=message
-        )
+        self._report(message)
         if self._state is not State.ENDED:
             self._gateway.counters.ended(status)
             self._link.grpc.end_call(self._stream_id, status, message)
         else:
             self._link.grpc.reset_call(self._stream_id)
         self._finish()
+
+    def _report(self, message: str) -> None:
+        self.log.info(
+            "{peer} ({agent}): {message}", peer=self.peer_addr, agent=self.agent_id, message=message
+        )
 
     def _finish(self) -> None:
         self._link.forget(self._stream_id)

@@ -117,7 +117,8 @@ def make_gateway(**changes: Any) -> tuple[Gateway, MemoryLog, Clock]:
     log, clock = MemoryLog(), Clock()
     settings = AgentCenterSettings(**changes)
     log_like: Any = log
-    return Gateway(settings, log_like, clock, lambda: WALL + int(clock.seconds())), log, clock
+    gateway = Gateway(settings, log_like, clock, lambda: WALL + int(clock.seconds()), clock.seconds)
+    return gateway, log, clock
 
 
 def batch(agent_id: str, *data_types: int, hostname: str = "h", **fields: str) -> bytes:

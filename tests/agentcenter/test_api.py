@@ -97,10 +97,10 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual(len(data), count)
 
     def test_ids_of_any_bytes(self) -> None:
-        """An id that is no UTF-8 shows as replacement characters, and is JSON."""
+        """An id that is no UTF-8 shows escaped, and is JSON."""
         host = Host(self.gateway)
         host.send(host.open(), b"\x12\x02\xff\xfe")
-        self.assertEqual(self.get("/conn/list")[1]["data"], ["\ufffd\ufffd"])
+        self.assertEqual(self.get("/conn/list")[1]["data"], ["\\xff\\xfe"])
 
     def test_signatures(self) -> None:
         """A failed signature is 403 with code 1 and upstream's reason."""

@@ -1,6 +1,8 @@
 """What an agent meets at the gateway: a real link, a real client side, no sockets."""
 
 from elkeid.agentcenter.api import status_of
+from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, PLUGIN_LIMIT
+from elkeid.agentcenter.identity import HEADER_BYTES
 from elkeid.wire.datatypes import RecordClass
 from elkeid.wire.grpc import Status
 from tests.agentcenter.host import WALL, Host, batch, make_gateway
@@ -177,11 +179,11 @@ def test_empty_id_can_be_refused() -> None:
 
 
 def test_overlong_id_is_refused() -> None:
-    """An id is a key in many places; 257 bytes are no id."""
+    """An id is a key in many places; 129 bytes are no id."""
     gateway, log, _ = make_gateway()
     host = Host(gateway)
     stream = host.open()
-    host.send(stream, batch("x" * 257, 59))
+    host.send(stream, batch("x" * 129, 59))
     ended = host.ended(stream)
     assert ended is not None
     assert ended.status == Status.INVALID_ARGUMENT
@@ -229,6 +231,8 @@ def test_handshake_that_does_not_end_is_reset() -> None:
     host = Host(gateway)
     clock.advance(15.1)
     assert host.transport.disconnected
+    host.drop()
+    assert gateway.links == set()
 
 
 def test_peer_without_http2_is_reset() -> None:
@@ -357,3 +361,178 @@ def test_agents_are_cut_anywhere() -> None:
         assert gateway.streams == len(gateway.table) == len(gateway.links) == 0
         assert clock.getDelayedCalls() == []
     assert seen == {0, 1, 2}
+
+
+def test_id_that_looks_derived_is_refused() -> None:
+    """No agent passes for one whose id we made."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("noid-1", 59))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.INVALID_ARGUMENT
+    assert log.kept == []
+
+
+def test_overlong_header_is_refused() -> None:
+    """What a batch says of its host is kept for each stream, so it is bounded."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59, hostname="h" * HEADER_BYTES))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.RESOURCE_EXHAUSTED
+    assert log.kept == []
+
+
+def test_flood_of_heartbeats_is_not_worked_through() -> None:
+    """Only the newest are applied, as many as the rate lets pass; bad ones are said once."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", *[1001] * 5000))  # without a name
+    assert gateway.counters.bad_heartbeats <= PLUGIN_LIMIT + 1
+    assert len(log.of("a1")) == 100 + 200
+    host.send(stream, batch("a1", *[1001] * 5000))
+    assert gateway.counters.bad_heartbeats <= PLUGIN_LIMIT + 1
+    assert host.ended(stream) is None
+
+
+def test_huge_heartbeat_is_kept_but_not_shown() -> None:
+    """A record of any size is stored; the table keeps no such thing in memory."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 1000, cpu="x" * HEARTBEAT_BYTES))
+    assert log.of("a1") == [1000]
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert agent.heartbeat is None
+    assert gateway.counters.bad_heartbeats == 1
+
+
+def test_second_claim_joins_the_probe_under_way() -> None:
+    """A newcomer that gives up and another that comes cost the holder one PING."""
+    gateway, _, clock = make_gateway()
+    holder, first, second = Host(gateway), Host(gateway, "10.0.0.2"), Host(gateway, "10.0.0.3")
+    holder.send(holder.open(), batch("a1", 59))
+    holder.frozen = True
+    first.send(first.open(), batch("a1", 59))
+    first.drop()
+    stream = second.open()
+    second.send(stream, batch("a1", 59))
+    assert second.ended(stream) is None
+    clock.advance(5.1)
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert agent.stream.peer_host == "10.0.0.3"
+
+
+def test_two_ids_of_one_connection_are_probed_together() -> None:
+    """Both newcomers get the one answer."""
+    gateway, _, _ = make_gateway()
+    holder, first, second = Host(gateway), Host(gateway, "10.0.0.2"), Host(gateway, "10.0.0.3")
+    holder.send(holder.open(), batch("a1", 59))
+    holder.send(holder.open(), batch("a2", 59))
+    one, two = first.open(), second.open()
+    first.send(one, batch("a1", 59))
+    second.send(two, batch("a2", 59))
+    holder.pump()
+    for host, stream in ((first, one), (second, two)):
+        host.pump()
+        ended = host.ended(stream)
+        assert ended is not None
+        assert ended.message == "agentID conflict"
+
+
+def test_claim_is_settled_when_the_holder_reconnects_meanwhile() -> None:
+    """The probed link goes, its agent is back already: the newcomer is refused, not forgotten."""
+    gateway, _, _ = make_gateway()
+    old, new, thief = Host(gateway), Host(gateway, port=40001), Host(gateway, "10.6.6.6")
+    old.send(old.open(), batch("a1", 59))
+    old.frozen = True
+    stream = thief.open()
+    thief.send(stream, batch("a1", 59))
+    new.send(new.open(), batch("a1", 59))
+    old.drop()
+    thief.pump()
+    ended = thief.ended(stream)
+    assert ended is not None
+    assert ended.message == "agentID conflict"
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert agent.stream.peer_addr == "10.0.0.1:40001"
+
+
+def test_stop_withdraws_a_claim() -> None:
+    """A newcomer told goodbye does not become the holder when the holder goes."""
+    gateway, log, clock = make_gateway()
+    holder, new = Host(gateway), Host(gateway, "10.0.0.2")
+    holder.send(holder.open(), batch("a1", 59))
+    holder.frozen = True
+    stream = new.client.open_call()
+    new.client.send_message(stream, batch("a1", 42), False)
+    new.link.dataReceived(new.client.data_to_send())
+    gateway.drain(Status.UNAVAILABLE)
+    holder.drop()
+    assert len(gateway.table) == 0
+    new.pump()
+    new.drop()
+    assert sorted(log.of("a1")) == [42, 59]
+    assert [call for call in clock.getDelayedCalls() if call.active()] == []
+
+
+def test_connection_without_calls_is_closed() -> None:
+    """Nobody sits on a connection for nothing."""
+    gateway, _, clock = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.client.cancel_call(stream)
+    host.pump()
+    clock.advance(59)
+    assert not host.transport.disconnecting
+    host.send(host.open(), batch("a1", 59))
+    clock.advance(120)
+    assert not host.transport.disconnecting
+    host.client.cancel_call(3)
+    host.pump()
+    clock.advance(61)
+    host.pump()
+    assert host.client.going_away
+    assert host.lost
+
+
+def test_latecomer_of_a_stop_is_told_too() -> None:
+    """A handshake that ends while we stop does not hold the stop up."""
+    gateway, _, _ = make_gateway()
+    gateway.drain(Status.UNAVAILABLE)
+    host = Host(gateway)
+    host.pump()
+    assert host.client.going_away
+    assert host.lost
+
+
+def test_broken_connection_frees_its_places_at_once() -> None:
+    """After a protocol error nothing more can come: ids and places are free."""
+    gateway, _, clock = make_gateway()
+    host = Host(gateway)
+    host.send(host.open(), batch("a1", 59))
+    host.link.dataReceived(b"\0\0\4\x08\0\0\0\0\0\0\0\0\0")  # WINDOW_UPDATE of 0
+    assert (gateway.streams, len(gateway.table)) == (0, 0)
+    clock.advance(5.1)
+    assert host.transport.disconnected  # it did not say goodbye
+
+
+def test_calls_that_grpc_ends_are_counted() -> None:
+    """An announced length beyond the limit shows in the metrics."""
+    gateway, _, _ = make_gateway(message_bytes=1 << 20)
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, b"x" * ((1 << 20) + 1), compressed=False)
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.RESOURCE_EXHAUSTED
+    assert gateway.counters.statuses == {Status.RESOURCE_EXHAUSTED: 1}
