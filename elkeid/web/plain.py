@@ -78,7 +78,6 @@ class MetricsPage(Resource):
         registry: what to show.
         networks: who may see it; others get 403.
         refusal: the face's own way to refuse: `elkeid.web.api.Api.refusal`.
-        refresh: called before the page is made.
     """
 
     isLeaf = True
@@ -88,11 +87,10 @@ class MetricsPage(Resource):
         registry: CollectorRegistry,
         networks: Iterable[str],
         refusal: Callable[[Refusal], tuple[int, bytes]],
-        refresh: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
         self._registry, self._allowed = registry, Networks(networks)
-        self._refusal, self._refresh = refusal, refresh
+        self._refusal = refusal
 
     def render(self, request: Request) -> Any:
         """Make the page."""
@@ -100,7 +98,6 @@ class MetricsPage(Resource):
         if peer not in self._allowed:
             refusal = AccessDenied(f"{peer} is in none of metrics_networks")
             return send_json(request, *self._refusal(refusal))
-        self._refresh()
         request.setHeader("content-type", METRICS_TYPE)
         return generate_latest(self._registry)
 

@@ -33,7 +33,6 @@ class AuthKind(StrEnum):
     NONE = "none"
     SIGNED = "signed"  # AK/SK
     TOKEN = "token"  # noqa: S105 - the name of a kind
-    INNER = "inner"  # by network, signed or not
 
 
 @define
