@@ -4,8 +4,8 @@
 
 Starts AgentCenter as a process of its own on loopback, drives it with agentswarm (grpc-go,
 `make tools`), and reads the process's CPU time from /proc. Rows: saturated-50, saturated-5,
-saturated-1, paced, idle. A row is printed only when its run was valid: nothing failed, the log
-holds exactly what was confirmed, and the generator itself was not the bottleneck.
+saturated-1, paced, accept, memory. A row is printed only when its run was valid: nothing failed
+and the log holds exactly what was confirmed. Where the generator was the bottleneck it says so.
 """
 
 import argparse
@@ -180,9 +180,13 @@ def saturated(per_batch: int, total: int) -> tuple[float, str]:
         if records != report["confirmed_records"] or records != report["sent_records"]:
             raise InvalidRun(f"log holds {records}, sent {report['sent_records']}")
         accept = 200 * 1.3e-3  # their handshakes are not the records' cost
-        if used / wall < 0.7:
-            raise InvalidRun(f"the gateway used {used / wall:.0%} of a core: generator too slow")
-        return (used - accept) / records * 1e6, f"{records / wall:,.0f} records/s"
+        share = used / wall
+        note = f"{records / wall:,.0f} records/s, {share:.0%} of a core"
+        if share < 0.7:
+            # The generator takes the rest of the machine. Fewer messages a turn cost more each,
+            # so the figure is an upper bound of the saturated one.
+            note += "; generator at its limit, so an upper bound"
+        return (used - accept) / records * 1e6, note
 
 
 def paced(seconds: int) -> tuple[float, str]:
@@ -226,35 +230,64 @@ def paced(seconds: int) -> tuple[float, str]:
         return used / messages * 1e6, f"{rate:,.0f} messages/s, {used / passed:.0%} of a core"
 
 
-def idle(agents: int, hold: int) -> tuple[float, float, str]:
-    """CPU (ms) to accept an agent and memory (KiB) of an idle one, with full heartbeats."""
+def accept(agents: int) -> tuple[float, str]:
+    """Milliseconds of CPU to accept an agent: TCP, TLS, its stream, its first heartbeat."""
+    with gateway() as server:
+        swarm(server, "-agents", "50", "-total", "0")
+        start = server.cpu()
+        command = [agentswarm(), "-addr", f"127.0.0.1:{server.grpc_port}"]
+        command += ["-certs", str(server.keys), "-agents", str(agents), "-total", "0"]
+        child = subprocess.Popen(
+            [*command, "-hold", "8s"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        connected, used, deadline = 0.0, 0.0, time.monotonic() + 120
+        while connected < agents and time.monotonic() < deadline and child.poll() is None:
+            time.sleep(1)
+            used = server.cpu() - start
+            connected = server.metrics()["elkeid_ac_grpc_conn_count"]
+        out, err = child.communicate(timeout=180)
+        report = json.loads(out)
+        if connected < agents or report["failed"] or report["ended_early"]:
+            raise InvalidRun(f"{connected:.0f} of {agents} agents; {err.decode()[-300:]}")
+        return used / agents * 1e3, f"{agents:,} agents"
+
+
+def idle(agents: int, hold: int) -> tuple[float, str]:
+    """KiB of memory of an idle agent, with full heartbeats of its own and of six plugins."""
     with gateway() as server:
         swarm(server, "-agents", "50", "-total", "0")
         time.sleep(2)
-        rss, start = server.rss(), server.cpu()
-        bin_dir = Path(sys.executable).parent
+        rss = server.rss()
         config = server.keys.parent / "elkeid.toml"
-        command = [str(bin_dir / "elkeid"), "--config", str(config), "fleet", "run"]
-        command += ["--agents", str(agents), "--rate", "0", "--duration", str(hold), "--json"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        accepted = 0.0
-        deadline = time.monotonic() + hold
-        while time.monotonic() < deadline - 5 and child.poll() is None:
-            time.sleep(0.5)
-            if not accepted and server.metrics()["elkeid_ac_grpc_conn_count"] >= agents:
-                accepted = server.cpu() - start
+        command = [str(Path(sys.executable).parent / "elkeid"), "--config", str(config)]
+        command += ["fleet", "run", "--agents", str(agents), "--rate", "0", "--json"]
+        child = subprocess.Popen(
+            [*command, "--duration", str(hold)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        deadline = time.monotonic() + hold - 5
+        while time.monotonic() < deadline and child.poll() is None:
+            time.sleep(1)
         grown = server.rss() - rss
         metrics = server.metrics()
         connected = metrics["elkeid_ac_grpc_conn_count"]
         plugins = metrics.get('elkeid_ac_output_data_type_count{data_type="1001"}', 0)
         _, err = child.communicate(timeout=120)
-        if connected != agents or not accepted or child.returncode:
-            raise InvalidRun(f"{connected:.0f} of {agents} agents; {err.decode()[-300:]}")
-        note = f"{agents:,} agents, {plugins / agents:.0f} plugin heartbeats each"
-        return accepted / agents * 1e3, grown / agents / 1024, note
+        if connected != agents or child.returncode or plugins < 6 * agents:
+            raise InvalidRun(
+                f"{connected:.0f} of {agents} agents, {plugins:.0f} plugin heartbeats; "
+                f"{err.decode()[-300:]}"
+            )
+        return grown / agents / 1024, f"{agents:,} agents, 6 plugins each"
 
 
-TARGETS = {"saturated-50": 2.1, "saturated-5": 3.8, "saturated-1": 12, "paced": 36}
+TARGETS = {
+    "saturated-50": 2.1,
+    "saturated-5": 3.8,
+    "saturated-1": 12,
+    "paced": 36,
+    "accept": 1.2,
+    "memory": 56,
+}
 
 
 def main() -> None:
@@ -262,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("rows", nargs="*", default=[*TARGETS, "idle"])
+    parser.add_argument("rows", nargs="*", default=[*TARGETS])
     parser.add_argument("--quick", action="store_true", help="a tenth of the load")
     options = parser.parse_args()
     share = 10 if options.quick else 1
@@ -288,10 +321,13 @@ def main() -> None:
             elif row == "paced":
                 value, note = paced(30 if share == 1 else 12)
                 show(row, "us", value, TARGETS[row], note)
-            elif row == "idle":
-                cpu, memory, note = idle(5000 // share, 90)
-                show("accept", "ms", cpu, 1.2, note)
-                print(f"{'memory':14} {memory:8.1f} KiB {56:8.1f} KiB {memory / 56:6.2f}  {note}")
+            elif row == "accept":
+                value, note = accept(5000 // share)
+                show(row, "ms", value, TARGETS[row], note)
+            elif row == "memory":
+                agents = 5000 // share  # they start at 100 a second, then beat every minute
+                value, note = idle(agents, agents // 100 + 75)
+                print(f"{row:14} {value:8.1f} KiB {56:8.1f} KiB {value / 56:6.2f}  {note}")
             else:
                 raise SystemExit(f"no row {row}")
         except InvalidRun as error:

@@ -403,9 +403,7 @@ def parse(raw: Mapping[str, object], base: Path) -> Settings:
     settings = Settings(**sections)
     # A key that is at fault itself has its default meanwhile: no contradiction to speak of.
     faulty = [fault.partition(":")[0] for fault in faults]
-    faults += [
-        each for each in _contradictions(settings) if not any(key in each for key in faulty)
-    ]
+    faults += [each for each in _contradictions(settings) if not any(key in each for key in faulty)]
     if faults:
         raise ConfigError(faults)
     server, database = settings.server, settings.manager.database

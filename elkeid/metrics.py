@@ -193,6 +193,11 @@ class GatewayFigures:
     log_appended: Mapping[str, int]
     log_dropped: Mapping[tuple[str, str], int]  # by class and reason
     log_bytes: Mapping[str, int]  # on disk, by class
+    log_cap_bytes: Mapping[str, int]
+    log_segments: Mapping[str, int]
+    log_lost_records: Mapping[str, int]  # from the log's end, in crashes or power cuts
+    log_failures: Mapping[tuple[str, str], int]  # by class and operation: write, sync
+    log_free_bytes: int  # on the log's volume
     certificate_expiry: Mapping[str, float]  # file name -> unix seconds
 
 
@@ -253,8 +258,24 @@ class AgentCenterMetrics(Collector):
             ("class", "reason"),
             now.log_dropped,
         )
-        sizes = {(c,): n for c, n in now.log_bytes.items()}
-        yield _exact("elkeid_log_bytes", "Bytes of the log on disk", ("class",), sizes, "gauge")
+        for name, text, by_class in (
+            ("elkeid_log_bytes", "Bytes of the log on disk", now.log_bytes),
+            ("elkeid_log_cap_bytes", "Bytes that the log may take", now.log_cap_bytes),
+            ("elkeid_log_segments", "Segments of the log", now.log_segments),
+        ):
+            sizes = {(c,): n for c, n in by_class.items()}
+            yield _exact(name, text, ("class",), sizes, "gauge")
+        lost = {(c,): n for c, n in now.log_lost_records.items()}
+        yield _exact(
+            "elkeid_log_lost_records_total", "Records lost at the log's end", ("class",), lost
+        )
+        yield _exact(
+            "elkeid_log_failures_total",
+            "Writes and fsyncs of the log that failed",
+            ("class", "operation"),
+            now.log_failures,
+        )
+        yield _gauge("elkeid_log_free_bytes", "Free on the log's volume", now.log_free_bytes)
         expiry = {(name,): at for name, at in now.certificate_expiry.items()}
         yield _exact(
             "elkeid_certificate_expiry_seconds",

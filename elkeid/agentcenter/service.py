@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -206,8 +205,8 @@ class AgentCenterRole:
     def _figures(self) -> GatewayFigures:
         gateway = self.gateway
         counters, table = gateway.counters, gateway.table
-        ledger: Mapping[str, Any] = self.event_log.ledger()
         stats = self.event_log.stats()
+        classes = {cls.label: each for cls, each in stats.classes.items()}
         return GatewayFigures(
             agents=len(table),
             streams=gateway.streams,
@@ -223,13 +222,25 @@ class AgentCenterRole:
             replaced=table.replaced,
             hands_changed=table.hands_changed,
             conflicts=table.conflicts,
-            log_read={name: each["read"] for name, each in ledger.items()},
-            log_appended={name: each["appended"] for name, each in ledger.items()},
+            log_read={name: each.read for name, each in classes.items()},
+            log_appended={name: each.next_offset for name, each in classes.items()},
             log_dropped={
                 (name, reason): count
-                for name, each in ledger.items()
-                for reason, count in each["dropped"].items()
+                for name, each in classes.items()
+                for reason, count in each.dropped.items()
             },
-            log_bytes={cls.label: each.bytes_on_disk for cls, each in stats.classes.items()},
+            log_bytes={name: each.bytes_on_disk for name, each in classes.items()},
+            log_cap_bytes={name: each.cap_bytes for name, each in classes.items()},
+            log_segments={name: each.segments for name, each in classes.items()},
+            log_lost_records={name: each.lost_records for name, each in classes.items()},
+            log_failures={
+                (name, operation): count
+                for name, each in classes.items()
+                for operation, count in (
+                    ("write", each.write_failures),
+                    ("sync", each.sync_failures),
+                )
+            },
+            log_free_bytes=stats.free_bytes,
             certificate_expiry={name: at.timestamp() for name, at in self._keys.expiry.items()},
         )

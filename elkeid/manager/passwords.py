@@ -85,10 +85,6 @@ class Passwords:
         right = await self._in_turn(self._verify, stored or self._nobody, password)
         return right and stored is not None
 
-    def is_outdated(self, stored: str) -> bool:
-        """Say whether a hash was made with other parameters than today's."""
-        return self._hasher.check_needs_rehash(stored)
-
     def _verify(self, stored: str, password: str) -> bool:
         if len(password) > MAX_CHARACTERS:
             password = ""
