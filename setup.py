@@ -22,7 +22,6 @@ setup(
     install_requires=[
         "twisted[tls]>=24.10,<27",
         "klein>=24.8",
-        "treq>=24.9",
         "pyopenssl>=25.0",
         "service-identity>=24.2",
         "cryptography>=44",
@@ -47,6 +46,7 @@ setup(
             "pytest>=8.3",
             "pytest-twisted>=1.14",
             "hypothesis>=6.115",
+            "treq>=24.9",
             "h2>=4.1,<5",
             "ruff==0.17.6",
             "mypy==2.4.1",
