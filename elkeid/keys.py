@@ -16,6 +16,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import tarfile
 import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -245,6 +246,8 @@ def _read_private(path: Path) -> bytes | None:
         )
     if mode & OTHERS and not path.name.endswith(".crt"):
         raise KeysError(f"{path} can be used by others; run `chmod 600 {path}`")
+    if path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise KeysError(f"{path.parent} can be changed by others; run `chmod go-w {path.parent}`")
     if len(content) > FILE_BYTES:
         raise KeysError(f"{path} is longer than {FILE_BYTES} bytes; put the right file there")
     return content

@@ -65,7 +65,7 @@ class Gateway:
         """Make the protocol for one new connection."""
         limits = ConnectionLimits(message_bytes=self.settings.message_bytes)
         grpc = GrpcServerConnection(limits, (TRANSFER_PATH,))
-        return AgentLink(grpc, self, self.clock, self.settings.handshake_seconds)
+        return AgentLink(grpc, self, self.clock, self.monotonic, self.settings.handshake_seconds)
 
     # --- what connections tell
 

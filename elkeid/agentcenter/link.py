@@ -1,8 +1,9 @@
 """One agent's TLS connection: moves bytes, knows the calls on it, decides nothing about records."""
 
+from collections import deque
 from collections.abc import Callable
 from os import urandom
-from typing import Any, cast
+from typing import Any
 from typing import Protocol as Interface
 
 from twisted.internet.interfaces import (
@@ -20,6 +21,7 @@ from elkeid.wire.grpc import (
     CallCancelled,
     CallStarted,
     ConnectionEnded,
+    Event,
     GrpcServerConnection,
     HalfClosed,
     MessageReceived,
@@ -28,6 +30,10 @@ from elkeid.wire.grpc import (
 
 CLOSE_SECONDS = 5.0
 """For a peer to take what is left and say goodbye; then the connection is reset."""
+
+SLICE_SECONDS = 0.02
+"""For the messages of one connection in one reactor turn; few reads bring more than 2 ms of work.
+Small compressed messages can hold records that take much longer."""
 
 IDLE_SECONDS = 60.0
 """A connection without calls is closed: an agent opens the next one after five seconds."""
@@ -70,6 +76,7 @@ class AgentLink(Protocol):
         grpc: the connection's wire state, without I/O.
         calls: makes and forgets calls.
         clock: for the deadlines below.
+        monotonic: seconds that only go forward, to bound what one connection does in a turn.
         handshake_seconds: TLS and the first request must be done in this time, or the
             connection is reset.
     """
@@ -82,11 +89,13 @@ class AgentLink(Protocol):
         grpc: GrpcServerConnection,
         calls: Calls,
         clock: IReactorTime,
+        monotonic: Callable[[], float],
         handshake_seconds: float,
     ) -> None:
         self.grpc = grpc
         self._calls = calls
         self._clock = clock
+        self._monotonic = monotonic
         self._open: dict[int, Call] = {}
         self._blocked = False  # the transport's buffer is full: the wire state keeps its output
         self._shaken = False
@@ -94,6 +103,9 @@ class AgentLink(Protocol):
         self._asking: list[Callable[[bool], None]] = []
         self._going_away = False  # GOAWAY is sent
         self._closing = False  # and nothing more will be
+        self._lost = False
+        self._backlog: deque[Event] = deque()  # events that wait for the next slice
+        self._turn: IDelayedCall | None = None  # when that is
         self._deadline: IDelayedCall | None = None
         self._handshake_seconds = handshake_seconds
 
@@ -124,19 +136,50 @@ class AgentLink(Protocol):
         """Hand what has come to the calls, then send what that made us say."""
         if self._closing:
             return
-        for event in self.grpc.receive_data(data):
-            kind = type(event)
-            if kind is MessageReceived:
-                message = cast(MessageReceived, event)
-                call = self._open.get(message.stream_id)
-                if call is not None:
-                    call.message(message.compressed, message.body)
-            else:
-                self._rarer(event)
+        events = self.grpc.receive_data(data)
+        if self._backlog:
+            self._backlog.extend(events)
+            return
+        if len(events) == 1:
+            self._act(events[0])
+        elif events:
+            self._act_in_slices(deque(events))
         if not self._blocked and not self._closing:
             out = self.grpc.data_to_send()
             if out:
                 self.transport.write(out)
+
+    def _act(self, event: object) -> None:
+        if type(event) is MessageReceived:
+            call = self._open.get(event.stream_id)
+            if call is not None:
+                call.message(event.compressed, event.body)
+        else:
+            self._rarer(event)
+
+    def _act_in_slices(self, events: deque[Event]) -> None:
+        """Act on events in order, and let other connections have their turn in between."""
+        began = self._monotonic()
+        while events and not self._closing:
+            self._act(events.popleft())
+            if events and self._monotonic() - began > SLICE_SECONDS:
+                self._backlog = events
+                self.transport.pauseProducing()
+                self._turn = self._clock.callLater(0, self._go_on)
+                return
+
+    def _go_on(self) -> None:
+        """The next slice; after the last one, read on, or hear of the loss of the connection."""
+        self._turn = None
+        events, self._backlog = self._backlog, deque()
+        self._act_in_slices(events)
+        self.flush()
+        if self._turn is not None:
+            return
+        if self._lost:
+            self._end()
+        elif not self._closing:
+            self.transport.resumeProducing()
 
     def _rarer(self, event: object) -> None:
         if isinstance(event, CallStarted):
@@ -240,10 +283,23 @@ class AgentLink(Protocol):
 
     def abort(self) -> None:
         """Reset the connection: the peer tries its next address at once."""
-        self.transport.abortConnection()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+            self._backlog.clear()
+        if self._lost:
+            self._end()
+        else:
+            self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell every call, and cancel what waits."""
+        self._lost = True
+        self._blocked = True
+        if self._turn is None:
+            self._end()  # else what had come is acted on first
+
+    def _end(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

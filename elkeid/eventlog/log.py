@@ -149,6 +149,8 @@ class EventLog:
         self._readers_due = 0.0  # when cursors are to be looked at next
         self._space = Space(0, 0)
         self._min_free = 0
+        # Looks at free space until the spent reserve can be back: the first may be an old one.
+        self._reserve_rounds = 0
         self.failures = 0  # commits that lost something, to tell whether a span of time had one
 
     # -- opening and closing
@@ -487,7 +489,10 @@ class EventLog:
             while short > 0 and log.sealed:
                 short -= log.sealed[0].size
                 log.doom_oldest("min_free")
-        reason = "min_free" if short > 0 else None
+        if self._reserve_rounds == 1 and self._space.free > self._min_free + RESERVE_BYTES:
+            self._reserve_rounds = 0  # filled again
+        self._reserve_rounds = min(self._reserve_rounds, 1)
+        reason = "min_free" if short > 0 else "disk_full" if self._reserve_rounds else None
         for log in self._logs:
             if log.record_class is not RecordClass.CONTROL and log.refusing != reason:
                 log.refusing = reason
@@ -513,15 +518,13 @@ class EventLog:
 
         Telemetry and logs give way to control, never the other way round.
         """
-        reserve = self._directory / _RESERVE_FILE
         for log in self._by_worth():
             if any(self._unlinked(log, path) for path in list(log.doomed)):
                 return True
             if log.record_class is RecordClass.CONTROL:
                 if cls is not RecordClass.CONTROL:
                     continue
-                with contextlib.suppress(OSError):
-                    self._files.unlink(reserve)
+                if self._give_up_reserve():
                     return True
             if log.sealed and not any(
                 each.name == log.sealed[0].name for each in log.to_close
@@ -530,6 +533,27 @@ class EventLog:
                 if self._unlinked(log, path):
                     return True
         return False
+
+    def _give_up_reserve(self) -> bool:
+        """Free the reserve for control records, and refuse all others until it is back."""
+        reserve = self._directory / _RESERVE_FILE
+        try:
+            size = reserve.stat().st_size
+            self._files.unlink(reserve)
+        except OSError:
+            return False
+        if not size:
+            return False
+        self._reserve_rounds = 2
+        self.log.error(
+            "{path}: the disk is full: telemetry and logs are dropped, control records have the "
+            "reserve; make room",
+            path=self._directory,
+        )
+        for log in self._logs:
+            if log.record_class is not RecordClass.CONTROL:
+                log.refusing = log.refusing or "disk_full"
+        return True
 
     def _unlinked(self, log: ClassLog, path: Path) -> bool:
         try:

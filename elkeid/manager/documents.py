@@ -126,7 +126,12 @@ def canonical(value: Any, depth: int = DEPTH_LIMIT) -> Any:
     if kind is bool or value is None:
         return value
     if kind is int:
-        return value if -_INT64 <= value < _INT64 else _number(float(value))
+        if -_INT64 <= value < _INT64:
+            return value
+        try:
+            return _number(float(value))
+        except OverflowError:
+            raise MalformedItem("a number out of range") from None
     if kind is float:
         return _number(value)
     if depth <= 0:

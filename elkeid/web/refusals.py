@@ -17,8 +17,9 @@ class Refusal(RequestRefused):
     status = 400
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
+        # It may quote a peer's bytes; what is no text cannot become JSON.
+        self.reason = reason.encode("utf-8", "replace").decode("utf-8")
+        super().__init__(self.reason)
 
 
 class ParameterInvalid(Refusal):

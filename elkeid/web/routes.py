@@ -58,9 +58,9 @@ class Call(Generic[Query, Body]):
     route: "Route | None" = None  # the one that serves this request
 
     def header(self, name: str) -> str | None:
-        """The first value of a header, or None."""
-        values = self.headers.getRawHeaders(name)
-        return values[0] if values else None
+        """The first value of a header, or None; bytes that are not UTF-8 become surrogates."""
+        values = self.headers.getRawHeaders(name.encode())
+        return values[0].decode("utf-8", "surrogateescape") if values else None
 
 
 Handler = Callable[[Any, Any], Awaitable[object]]

@@ -89,7 +89,8 @@ class ConnectionLimits:
         message_bytes: one gRPC message on the wire. Agents cannot split a batch.
         pending_bytes: of one stream, waiting to be sent: two of the largest Commands, since
             agents take 4 MiB.
-        streams: open at once. An agent has one, and one more for an upload.
+        streams: open at once; each may have a message under way. An agent has one, and one
+            more for an upload.
         header_bytes: one header list, counted as the protocol does. Agents send 400.
         stream_window: bytes that a peer may send ahead on a stream. Refilled when half is
             used, it sustains 128 KiB a round trip, 1.2 MiB/s at 100 ms, which is an agent's
@@ -100,7 +101,7 @@ class ConnectionLimits:
 
     message_bytes: int = 32 * MiB
     pending_bytes: int = 9 * MiB
-    streams: int = 16
+    streams: int = 4
     header_bytes: int = 16 * KiB
     stream_window: int = 256 * KiB
     connection_window: int = field(default=MiB, validator=gt(h2.DEFAULT_WINDOW))

@@ -32,10 +32,10 @@ class ApiTests(SynchronousTestCase):
         api.mount("/metrics", MetricsPage(CollectorRegistry(), ["10.0.0.0/8"], api.refusal))
         self.treq = StubTreq(api)
 
-    def get(self, path: str, query: str = "", **headers: str) -> tuple[int, Any]:
+    def get(self, path: str, query: str = "", **headers: str | bytes) -> tuple[int, Any]:
         """GET, signed unless headers are given; status and JSON."""
         stamp = str(WALL)
-        signed = headers or {
+        signed: dict[str, str | bytes] = headers or {
             "AccessKey": AK,
             "TimeStamp": stamp,
             "Signature": sign("GET", path, query, AK, SK, stamp, b""),
@@ -117,6 +117,14 @@ class ApiTests(SynchronousTestCase):
             self.assertEqual((status, body["code"], body["msg"]), (403, 1, "auth failed"), headers)
             self.assertTrue(body["data"].startswith(reason), body["data"])
         self.assertEqual(self.get("/conn/list", **good)[0], 200)
+
+    def test_headers_of_any_bytes(self) -> None:
+        """Bytes that are no UTF-8 are a failed signature like any other, not a fault of ours."""
+        signature = sign("GET", "/conn/list", "", AK, SK, str(WALL), b"")
+        good = {"AccessKey": AK, "TimeStamp": str(WALL), "Signature": signature}
+        for name in good:
+            status, body = self.get("/conn/list", **(good | {name: b"\xff\xfe"}))
+            self.assertEqual((status, body["code"]), (403, 1), name)
 
     def test_ledger(self) -> None:
         """The ledger is the envelope's data."""

@@ -1,11 +1,16 @@
 """What an agent meets at the gateway: a real link, a real client side, no sockets."""
 
+from itertools import count
+
+from twisted.internet.task import Clock
+
 from elkeid.agentcenter.api import status_of
+from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.identity import HEADER_BYTES
 from elkeid.wire.datatypes import RecordClass
 from elkeid.wire.grpc import Status
-from tests.agentcenter.host import WALL, Host, batch, make_gateway
+from tests.agentcenter.host import WALL, Host, MemoryLog, batch, make_gateway
 
 
 def test_records_of_a_stream_are_kept_and_confirmed() -> None:
@@ -392,10 +397,10 @@ def test_flood_of_heartbeats_is_not_worked_through() -> None:
     gateway, log, _ = make_gateway()
     host = Host(gateway)
     stream = host.open()
-    host.send(stream, batch("a1", *[1001] * 5000))  # without a name
+    host.send(stream, batch("a1", *[1001] * 4000))  # without a name
     assert gateway.counters.bad_heartbeats <= PLUGIN_LIMIT + 1
     assert len(log.of("a1")) == 100 + 200
-    host.send(stream, batch("a1", *[1001] * 5000))
+    host.send(stream, batch("a1", *[1001] * 4000))
     assert gateway.counters.bad_heartbeats <= PLUGIN_LIMIT + 1
     assert host.ended(stream) is None
 
@@ -536,3 +541,60 @@ def test_calls_that_grpc_ends_are_counted() -> None:
     assert ended is not None
     assert ended.status == Status.RESOURCE_EXHAUSTED
     assert gateway.counters.statuses == {Status.RESOURCE_EXHAUSTED: 1}
+
+
+def slow_gateway() -> tuple[Gateway, MemoryLog, Clock]:
+    """A gateway to which every look at the clock shows that a slice is over."""
+    gateway, log, clock = make_gateway()
+    steps = count(0.0, 0.03)
+    gateway.monotonic = lambda: next(steps)
+    return gateway, log, clock
+
+
+def several(host: Host, stream: int, *data_types: int) -> bytes:
+    """One read that brings several messages."""
+    for data_type in data_types:
+        host.client.send_message(stream, batch("a1", data_type), False)
+    return host.client.data_to_send()
+
+
+def test_expensive_messages_of_one_agent_take_turns_with_others() -> None:
+    """A read that brings much work is acted on in slices, in order; nothing is read meanwhile."""
+    gateway, log, clock = slow_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.link.dataReceived(several(host, stream, 1, 2, 3))
+    assert log.of("a1") == [1]
+    assert host.transport.producerState == "paused"
+    host.link.dataReceived(several(host, stream, 4))  # another TLS record of the same read
+    clock.advance(0)  # the fake clock runs all turns that follow at once
+    assert log.of("a1") == [1, 2, 3, 4]
+    assert host.transport.producerState == "producing"
+    assert clock.getDelayedCalls() == []
+
+
+def test_work_that_waits_is_done_when_the_agent_leaves() -> None:
+    """What was received whole before the loss is kept; then the id is free."""
+    gateway, log, clock = slow_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.link.dataReceived(several(host, stream, 1, 2, 3))
+    host.drop()
+    assert len(gateway.table) == 1
+    clock.pump([0, 0, 0])
+    assert log.of("a1") == [1, 2, 3]
+    assert (len(gateway.table), gateway.streams, gateway.links) == (0, 0, set())
+    assert clock.getDelayedCalls() == []
+
+
+def test_reset_ends_work_that_waits() -> None:
+    """A stop does not wait for a connection that has too much to do."""
+    gateway, _, clock = slow_gateway()
+    host, gone = Host(gateway), Host(gateway, "10.0.0.2")
+    host.link.dataReceived(several(host, host.open(), 1, 2, 3))
+    gone.link.dataReceived(several(gone, gone.open(), 1, 2, 3))
+    gone.drop()
+    gateway.abort()
+    host.drop()
+    assert (len(gateway.table), gateway.links) == (0, set())
+    assert clock.getDelayedCalls() == []

@@ -99,6 +99,7 @@ def test_shapes_that_are_refused(raw: Any) -> None:
         (rule("a", "$in", [1] * 10_001), "10000 values"),
         (rule("a", "$gt", [1]), "needs a text, number or boolean"),
         (rule("a", "$regex", 1), "needs a text"),
+        (rule("a", "$eq", 10**400), "out of range"),
         (rule("a", "$regex", "("), "not an RE2 pattern: missing"),
         (rule("a", "$regex", "(?=x)"), "not an RE2 pattern: invalid perl operator"),
         (rule("a", "$regex", "x" * 513), "512 characters"),

@@ -118,6 +118,15 @@ def test_existing_keys_may_be_read_only(settings: Settings) -> None:
     assert sorted(p.name for p in folder.iterdir()) == sorted(ALL_FILES)
 
 
+def test_folder_that_others_can_change(settings: Settings) -> None:
+    """Private files in a folder where others can replace them are not private."""
+    folder = put(settings, SET)
+    folder.chmod(0o777)
+    assert refusal(lambda: obtain_keys(settings, ALL_ROLES, NOW)) == (
+        f"{folder} can be changed by others; run `chmod go-w {folder}`"
+    )
+
+
 @pytest.mark.parametrize(
     ("roles", "changes", "allowed"),
     [

@@ -65,7 +65,7 @@ def test_greeting() -> None:
     """A peer is told the limits first, and gets a wide connection window."""
     settings, update = frames(server().data_to_send())
 
-    assert settings.settings == {3: 16, 4: 262_144, 5: 16_384, 6: 16_384}
+    assert settings.settings == {3: 4, 4: 262_144, 5: 16_384, 6: 16_384}
     assert (update.stream_id, update.window_increment) == (0, (1 << 20) - 65_535)
 
 

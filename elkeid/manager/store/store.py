@@ -25,6 +25,8 @@ THREADS = READERS + 1
 WAITING_LIMIT = 500
 """Queries in progress or waiting; beyond, requests are refused instead of piling up."""
 
+_OF_THE_DISK = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+
 
 class StoreBusy(StoreError):
     """`WAITING_LIMIT` queries wait already, or the store is closed."""
@@ -154,6 +156,15 @@ class Store:
             raise StoreBusy("the database has too much to do; try again")
         self._pending += 1
 
+    def _report(self, failure: Failure) -> None:
+        """Say what is wrong with the disk in one line; log whole what must be a bug."""
+        cause = getattr(failure.value, "orig", None)
+        name = str(getattr(cause, "sqlite_errorname", ""))
+        if name.startswith(_OF_THE_DISK):
+            self.log.error("the database refused a query: {cause} ({name})", cause=cause, name=name)
+        else:
+            self.log.failure("the database refused a query", failure)
+
     def _watch(self, work: "Deferred[T]") -> "Deferred[T]":
         """A Deferred that may be given up without giving up the work."""
         waiting: Deferred[T] = Deferred()
@@ -161,7 +172,7 @@ class Store:
         def ended(result: T | Failure) -> None:
             self._pending -= 1
             if isinstance(result, Failure) and result.check(SQLAlchemyError):
-                self.log.failure("the database refused a query", result)
+                self._report(result)
                 result = Failure(StoreFailed("the database refused a query, see the log"))
             if self._pending == 0:
                 idle, self._idle = self._idle, []
