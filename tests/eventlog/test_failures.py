@@ -108,6 +108,32 @@ def test_control_has_a_reserve(tmp_path: Path) -> None:
     server.close()
 
 
+def test_reserve_is_for_control_alone(tmp_path: Path) -> None:
+    """Once it is given up, telemetry is refused at once, until the reserve is back."""
+    server = Server(tmp_path)
+    server.put(1)
+    server.clock.advance(1)
+    server.disk.volume = server.disk.used() + 10
+    server.log.append(CONTROL, 1, SUFFIX, region(2))
+    assert server.log.commit()
+    server.log.append(TELEMETRY, 1, SUFFIX, region(3))
+    assert not server.log.commit()
+    assert server.log.problems()
+    server.log.append(CONTROL, 1, SUFFIX, region(4))
+    assert server.log.commit()
+    server.clock.advance(2 * HOUSEKEEPING_SECONDS)  # still full: nothing changes
+    server.log.append(TELEMETRY, 1, SUFFIX, region(5))
+    assert not server.log.commit()
+    server.disk.volume = None
+    server.clock.advance(2 * HOUSEKEEPING_SECONDS)
+    assert (tmp_path / "reserve").stat().st_size == RESERVE_BYTES
+    server.clock.advance(HOUSEKEEPING_SECONDS)
+    server.log.append(TELEMETRY, 1, SUFFIX, region(6))
+    assert server.log.commit()
+    assert server.log.problems() == []
+    server.close()
+
+
 def test_telemetry_never_takes_control_segments(tmp_path: Path) -> None:
     """However full the disk, stored control records do not make room for telemetry."""
     server = Server(tmp_path, segment_bytes=400)
