@@ -45,3 +45,17 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_cited_sections_exist() -> None:
+    """Every section of docs/protocol.md that the code cites is there."""
+    text = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#{2,3} (.+)$", text, re.MULTILINE))
+    cited = set()
+    for path in (ROOT / "elkeid").rglob("*.py"):
+        for match in re.finditer(
+            r'docs/protocol\.md, ("[^"]+"(?:(?:,| and) "[^"]+")*)', path.read_text()
+        ):
+            cited |= set(re.findall(r'"([^"]+)"', match[1]))
+    assert len(cited) > 10
+    assert cited <= headings
