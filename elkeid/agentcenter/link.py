@@ -104,7 +104,7 @@ class AgentLink(Protocol):
         self._going_away = False  # GOAWAY is sent
         self._closing = False  # and nothing more will be
         self._lost = False
-        self._backlog: deque[Event] = deque()  # events that wait for the next slice
+        self._backlog: deque[Event] | None = None  # events that wait for the next slice
         self._turn: IDelayedCall | None = None  # when that is
         self._deadline: IDelayedCall | None = None
         self._handshake_seconds = handshake_seconds
@@ -137,7 +137,7 @@ class AgentLink(Protocol):
         if self._closing:
             return
         events = self.grpc.receive_data(data)
-        if self._backlog:
+        if self._backlog is not None:
             self._backlog.extend(events)
             return
         if len(events) == 1:
@@ -171,8 +171,9 @@ class AgentLink(Protocol):
     def _go_on(self) -> None:
         """The next slice; after the last one, read on, or hear of the loss of the connection."""
         self._turn = None
-        events, self._backlog = self._backlog, deque()
-        self._act_in_slices(events)
+        events, self._backlog = self._backlog, None
+        if events:
+            self._act_in_slices(events)
         self.flush()
         if self._turn is not None:
             return
@@ -285,8 +286,7 @@ class AgentLink(Protocol):
         """Reset the connection: the peer tries its next address at once."""
         if self._turn is not None:
             self._turn.cancel()
-            self._turn = None
-            self._backlog.clear()
+            self._turn = self._backlog = None
         if self._lost:
             self._end()
         else:
