@@ -63,8 +63,8 @@ $(VENV)/.installed-test: setup.py pyproject.toml | $(VENV)/.created
 
 tools:
 	@go env GOVERSION 2>/dev/null | awk -F'[go.]+' '{ok = $$2 > 1 || $$3 >= 21} END {exit !ok}' || { \
-		echo "make tools needs Go 1.21 or later, which fetches the version that is asked for:" \
-		"https://go.dev/dl/" >&2; exit 1; }
+		echo "make tools needs Go 1.21 or later, which then fetches the version that is asked" \
+		"for: install it" >&2; exit 1; }
 	@mkdir -p $(TOOLS)
 	cd tests/grpcgo && go build -o "$(CURDIR)/$(TOOLS)/" ./...
 	@test -x $(TOOLS)/h2spec || GOBIN="$(CURDIR)/$(TOOLS)" go install $(H2SPEC)
