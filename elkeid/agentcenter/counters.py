@@ -9,7 +9,6 @@ class Counters:
     def __init__(self) -> None:
         self.handshakes = 0
         self.failed_handshakes = 0
-        self.streams = 0
         self.messages = 0
         self.records = 0
         self.unidentified = 0  # streams whose agent sent an empty id

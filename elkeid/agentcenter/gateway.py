@@ -56,6 +56,7 @@ class Gateway:
         self.table = AgentTable(settings.takeover_seconds)
         self.counters = Counters()
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
+        self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self.links: set[AgentLink] = set()
         self.streams = 0  # Transfer calls that hold a place under connection_limit
         self.draining: int | None = None  # the status that new calls are refused with
@@ -63,8 +64,7 @@ class Gateway:
 
     def link(self) -> AgentLink:
         """Make the protocol for one new connection."""
-        limits = ConnectionLimits(message_bytes=self.settings.message_bytes)
-        grpc = GrpcServerConnection(limits, (TRANSFER_PATH,))
+        grpc = GrpcServerConnection(self._limits, (TRANSFER_PATH,))
         return AgentLink(grpc, self, self.clock, self.monotonic, self.settings.handshake_seconds)
 
     # --- what connections tell
@@ -113,7 +113,6 @@ class Gateway:
     def started(self, link: AgentLink, event: CallStarted) -> Call:
         """A peer opened a Transfer call."""
         stream = TransferStream(self, link, event.stream_id, event.encoding)
-        self.counters.streams += 1
         if self.draining is not None:
             stream.end(self.draining, "this AgentCenter is stopping")
         elif self.streams >= self.settings.connection_limit:

@@ -11,34 +11,10 @@ from typing import Any
 from elkeid.wire import item
 from elkeid.wire.datatypes import AGENT_HEARTBEAT, PLUGIN_HEARTBEAT
 from elkeid.wire.gonumber import json_number
+from elkeid.wire.heartbeat import PLUGIN_TEXT_FIELDS, TEXT_FIELDS
 from elkeid.wire.rawdata import Header
 
-ALWAYS_TEXT = frozenset(
-    {
-        "agent_id",
-        "arch",
-        "cpu_name",
-        "dns",
-        "gateway",
-        "host_id",
-        "host_model",
-        "host_serial",
-        "host_vendor",
-        "idc",
-        "kernel_version",
-        "name",
-        "net_mode",
-        "platform",
-        "platform_family",
-        "platform_version",
-        "product",
-        "pversion",
-        "region",
-        "state",
-        "state_detail",
-        "version",
-    }
-)
+ALWAYS_TEXT = TEXT_FIELDS | PLUGIN_TEXT_FIELDS | {"agent_id"}
 """Keys whose values are text for every reader, even when they look like numbers."""
 
 PLUGIN_LIMIT = 64

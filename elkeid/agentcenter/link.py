@@ -144,10 +144,7 @@ class AgentLink(Protocol):
             self._act(events[0])
         elif events:
             self._act_in_slices(deque(events))
-        if not self._blocked and not self._closing:
-            out = self.grpc.data_to_send()
-            if out:
-                self.transport.write(out)
+        self.flush()
 
     def _act(self, event: object) -> None:
         if type(event) is MessageReceived:
@@ -225,7 +222,7 @@ class AgentLink(Protocol):
             self.transport.write(out)
 
     def flush(self) -> None:
-        """Send what was said outside `dataReceived`."""
+        """Send what was said, unless the transport has enough or the connection is closing."""
         if not self._blocked and not self._closing:
             self._flush()
 
@@ -244,11 +241,6 @@ class AgentLink(Protocol):
     def _idle(self) -> None:
         self._deadline = None
         self.go_away()
-
-    @property
-    def calls(self) -> int:
-        """How many calls are open."""
-        return len(self._open)
 
     def probe(self, seconds: float, answered: Callable[[bool], None]) -> None:
         """Ask the peer for a sign of life; ``answered`` gets whether it came in time."""

@@ -16,6 +16,7 @@ import msgspec
 from attrs import frozen
 
 from elkeid.errors import PeerError
+from elkeid.wire.heartbeat import PLUGIN_TEXT_FIELDS, TEXT_FIELDS
 
 DOCUMENT_BYTES = 64 << 10
 """One agent's document; real ones have about 4 KiB, and a page holds up to 5,000 of them."""
@@ -56,31 +57,8 @@ MANAGER_KEYS = frozenset(
 )
 """Fields that are the Manager's: an agent that reports one of these names is not believed."""
 
-_TEXT_KEYS = (
-    "arch",
-    "cpu_name",
-    "dns",
-    "gateway",
-    "host_id",
-    "host_model",
-    "host_serial",
-    "host_vendor",
-    "hostname",
-    "idc",
-    "kernel_version",
-    "net_mode",
-    "platform",
-    "platform_family",
-    "platform_version",
-    "product",
-    "region",
-    "state",
-    "state_detail",
-    "version",
-)
+_TEXT_KEYS = TEXT_FIELDS | {"hostname"}
 """Text for every reader; an AC that makes a number of "5.10" breaks typed readers of the page."""
-
-_PLUGIN_TEXT_KEYS = ("name", "pversion")
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -212,7 +190,7 @@ def agent_report(item: Mapping[str, Any], skew: float = 0.0) -> AgentReport | No
         if not isinstance(plugin, dict):
             raise MalformedItem("a plugin is no object")
         detail = canonical(plugin)
-        for key in _PLUGIN_TEXT_KEYS:
+        for key in PLUGIN_TEXT_FIELDS:
             if key in detail:
                 detail[key] = _as_text(detail[key])
         if "last_heartbeat_time" in detail:

@@ -69,6 +69,29 @@ def stored(folder: Path) -> tuple[int, dict[str, list[int]]]:
     return count, seqs
 
 
+def start_fleet(folder: Path, report: Path, seconds: int) -> "subprocess.Popen[str]":
+    """Forty simulated agents, 50 records/s each."""
+    load = ["--agents", "40", "--rate", "50", "--duration", str(seconds)]
+    return subprocess.Popen(
+        [str(BIN / "elkeid"), "fleet", "run", *load, "--report", str(report)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def check_fleet(folder: Path, report: Path) -> "subprocess.CompletedProcess[str]":
+    """Compare what they sent with what is stored; status 0 is good."""
+    return subprocess.run(
+        [str(BIN / "elkeid"), "fleet", "check", str(report)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("per_batch", "total"), [(50, 1_000_000), (1, 100_000)], ids=["50 a batch", "1 a batch"]
 )
@@ -92,26 +115,8 @@ def test_every_record_is_stored_once_and_in_order(
 def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
     """After kill -9 agents come back by themselves, and what is stored is a clean prefix."""
     report = tmp_path / "sent.jsonl"
-    fleet = [str(BIN / "elkeid"), "fleet"]
     with server_in(tmp_path) as (server, _):
-        run = subprocess.Popen(
-            [
-                *fleet,
-                "run",
-                "--agents",
-                "40",
-                "--rate",
-                "50",
-                "--duration",
-                "24",
-                "--report",
-                report,
-            ],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        run = start_fleet(tmp_path, report, seconds=24)
         time.sleep(6)
         server.stop(signal.SIGKILL)
         with running(twistd(), tmp_path) as again:
@@ -121,9 +126,7 @@ def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
                 said, _ = run.communicate(timeout=90)
                 assert run.returncode == 0, said
                 assert last.stop() == -signal.SIGTERM
-    check = subprocess.run(
-        [*fleet, "check", report], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    check = check_fleet(tmp_path, report)
     assert check.returncode == 0, check.stdout + check.stderr
     streams = [json.loads(line) for line in report.read_text().splitlines()]
     assert len(streams) == 40
@@ -133,33 +136,13 @@ def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
 def test_stop_says_goodbye(tmp_path: Path) -> None:
     """SIGTERM under load: agents see OK, what they sent is stored, and it takes under 10 s."""
     report = tmp_path / "sent.jsonl"
-    fleet = [str(BIN / "elkeid"), "fleet"]
     with server_in(tmp_path) as (server, _):
-        run = subprocess.Popen(
-            [
-                *fleet,
-                "run",
-                "--agents",
-                "40",
-                "--rate",
-                "50",
-                "--duration",
-                "12",
-                "--report",
-                report,
-            ],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        run = start_fleet(tmp_path, report, seconds=12)
         time.sleep(5)
         begun = time.monotonic()
         assert server.stop() == -signal.SIGTERM
         assert time.monotonic() - begun < 10
         assert not any("Traceback" in line for line in server.lines)
         said, _ = run.communicate(timeout=90)
-    check = subprocess.run(
-        [*fleet, "check", report], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    check = check_fleet(tmp_path, report)
     assert check.returncode == 0, said + check.stdout + check.stderr
