@@ -244,6 +244,11 @@ class ManagerSettings:
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
     poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+    members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
+
+    @members.default
+    def _own(self) -> tuple[str, ...]:
+        return (join_endpoint(dialled_from_here(self.listen), self.port),)
 
     @tls_port.validator
     def _check_tls_port(self, attribute: object, value: Any) -> None:

@@ -1,7 +1,8 @@
 """What all connections of a gateway share: who is here, what is counted, what comes next."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -11,7 +12,7 @@ from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
-from elkeid.agentcenter.table import AgentTable
+from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.agentcenter.transfer import TransferStream
 from elkeid.config import AgentCenterSettings
 from elkeid.errors import WireError
@@ -22,6 +23,33 @@ from elkeid.wire.grpc import CallStarted, ConnectionLimits, GrpcServerConnection
 from elkeid.wire.rawdata import Header
 
 TRANSFER_PATH = "/grpc.Transfer/Transfer"
+
+CallMaker = Callable[[AgentLink, CallStarted], Call]
+"""Makes the server's side of one gRPC call."""
+
+
+class Follower(Protocol):
+    """A part of the gateway that follows agents: each call is made in the reactor's thread.
+
+    Calls are rare (a few a minute for each agent) and must return at once.
+    """
+
+    def joined(self, agent: Agent) -> None:
+        """A stream became the agent of its id; ``agent.stream`` is that stream.
+
+        When one stream replaces another, the newcomer joins before the old one has ended, and
+        no `left` is told of the old one.
+        """
+
+    def heartbeat(self, agent: Agent, data_type: int, fields: Mapping[bytes, bytes]) -> None:
+        """A heartbeat (1000 or 1001) of the agent was applied; ``fields`` are its texts."""
+
+    def results(self, agent: Agent, results: Sequence[tuple[int, bytes]]) -> None:
+        """Task results came, in order: data type and body (an Item) of each."""
+
+    def left(self, agent: Agent) -> None:
+        """The agent's stream is over, and nobody holds its id any more, or an heir joins next."""
+
 
 GOODBYES = 50
 """Connections told in one reactor turn that we stop: a few milliseconds of work."""
@@ -57,14 +85,24 @@ class Gateway:
         self.counters = Counters()
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
+        self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
+        self._followers: list[Follower] = []
         self.links: set[AgentLink] = set()
         self.streams = 0  # Transfer calls that hold a place under connection_limit
         self.draining: int | None = None  # the status that new calls are refused with
         self._drained: Deferred[None] | None = None
 
+    def serve(self, path: str, make: CallMaker) -> None:
+        """Answer calls of another gRPC method; before the port opens."""
+        self._services[path] = make
+
+    def follow(self, follower: Follower) -> None:
+        """Tell ``follower`` of agents that come, speak and go; before the port opens."""
+        self._followers.append(follower)
+
     def link(self) -> AgentLink:
         """Make the protocol for one new connection."""
-        grpc = GrpcServerConnection(self._limits, (TRANSFER_PATH,))
+        grpc = GrpcServerConnection(self._limits, tuple(self._services))
         return AgentLink(grpc, self, self.clock, self.monotonic, self.settings.handshake_seconds)
 
     # --- what connections tell
@@ -111,7 +149,10 @@ class Gateway:
             link.abort()
 
     def started(self, link: AgentLink, event: CallStarted) -> Call:
-        """A peer opened a Transfer call."""
+        """A peer opened a call."""
+        return self._services[event.path](link, event)
+
+    def _transfer(self, link: AgentLink, event: CallStarted) -> Call:
         stream = TransferStream(self, link, event.stream_id, event.encoding)
         if self.draining is not None:
             stream.end(self.draining, "this AgentCenter is stopping")
@@ -126,12 +167,31 @@ class Gateway:
         """A Transfer call is over; its place and its id are free."""
         if stream.admitted:
             self.streams -= 1
-        if stream.agent_id:
-            heir = self.table.release(stream.agent_id, stream, self.wall())
-            if isinstance(heir, TransferStream):
-                heir.granted()
+        if not stream.agent_id:
+            return
+        agent = self.table.holds(stream.agent_id, stream)
+        heir = self.table.release(stream.agent_id, stream, self.wall())
+        if agent is not None:
+            for follower in self._followers:
+                follower.left(agent)
+        if isinstance(heir, TransferStream):
+            heir.granted()
 
     # --- what agents say of themselves
+
+    def joined(self, stream: TransferStream) -> None:
+        """A stream became the holder of its id."""
+        agent = self.table.holds(stream.agent_id, stream)
+        if agent is not None:
+            for follower in self._followers:
+                follower.joined(agent)
+
+    def results(self, stream: TransferStream, results: list[tuple[int, bytes]]) -> None:
+        """Hand on task results, (data type, body) each, of the stream that holds its id."""
+        agent = self.table.holds(stream.agent_id, stream)
+        if agent is not None:
+            for follower in self._followers:
+                follower.results(agent, results)
 
     def apply(self, stream: TransferStream, header: Header, data_type: int, body: bytes) -> None:
         """Note a heartbeat of the stream that holds its id."""
@@ -155,6 +215,8 @@ class Gateway:
                 return
             agent.plugins[name] = (body, self.wall())
         self.table.touch(agent)
+        for follower in self._followers:
+            follower.heartbeat(agent, data_type, texts)
 
     def bad_heartbeat(self, stream: TransferStream, reason: str) -> None:
         """Count a heartbeat that is kept as a record, but not applied; say so once a stream."""

@@ -20,6 +20,7 @@ from elkeid.agentcenter.rates import ClassBudget
 from elkeid.agentcenter.table import Claim
 from elkeid.errors import WireError
 from elkeid.wire.compression import MessageTooLarge, decompressor
+from elkeid.wire.datatypes import TASK_RESULTS
 from elkeid.wire.grpc import CallCancelled, Status
 from elkeid.wire.protobuf import TooManyFields
 from elkeid.wire.rawdata import Header, Packet, split
@@ -57,6 +58,7 @@ class TransferStream:
         "_stream_id",
         "_timer",
         "_waiting",
+        "_waiting_results",
         "_wire_id",
         "admitted",
         "agent_id",
@@ -76,6 +78,7 @@ class TransferStream:
         self._state = State.FIRST
         self._log_failures = gateway.event_log.failures
         self._waiting: list[tuple[Header, int, bytes]] = []
+        self._waiting_results: list[tuple[int, bytes]] = []
         self._wire_id = b""
         self.admitted = False  # has a place under the connection limit
         self.agent_id = ""
@@ -116,7 +119,7 @@ class TransferStream:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
         passed = gateway.intake.append(self, header, packet)
-        if passed:
+        if packet.special:
             self._apply(header, packet, passed)
 
     def _introduce(self, header: Header) -> bool:
@@ -166,6 +169,7 @@ class TransferStream:
         claim, other = gateway.table.claim(self.agent_id, self, gateway.wall())
         if claim is Claim.HELD:
             self._state = State.HOLDER
+            gateway.joined(self)
             if isinstance(other, TransferStream):
                 other.end(Status.ABORTED, "replaced by a newer stream of this agent")
         elif claim is Claim.REFUSED:
@@ -200,15 +204,26 @@ class TransferStream:
         if self._state is not State.CLAIMING:
             return
         self._state = State.HOLDER
+        self._gateway.joined(self)
         waiting, self._waiting = self._waiting, []
         for header, data_type, body in waiting:
             self._gateway.apply(self, header, data_type, body)
+        results, self._waiting_results = self._waiting_results, []
+        if results:
+            self._gateway.results(self, results)
         self._link.grpc.resume_call(self._stream_id)
         self._link.flush()
 
     def _apply(self, header: Header, packet: Packet, passed: int) -> None:
-        """Apply the newest heartbeats of a batch, as many as its rate let pass."""
+        """Apply the newest heartbeats of a batch, as many as its rate let pass, and all results."""
         if self._state not in (State.HOLDER, State.CLAIMING):
+            return
+        results = [(kind, body) for kind, _, body in packet.special if kind in TASK_RESULTS]
+        if results and self._state is State.HOLDER:
+            self._gateway.results(self, results)
+        elif results:  # as many as one window lets through: the call is paused meanwhile
+            self._waiting_results += results
+        if not passed:
             return
         fresh = [(kind, body) for kind, _, body in packet.special if kind in HEARTBEATS]
         for kind, body in fresh[-min(passed, PLUGIN_LIMIT + 1) :]:
@@ -259,7 +274,7 @@ class TransferStream:
         gateway = self._gateway
         if self._state is State.CLAIMING:
             gateway.table.release(self.agent_id, self, gateway.wall())
-            self._waiting = []
+            self._waiting, self._waiting_results = [], []
             self._link.grpc.resume_call(self._stream_id)
         self._state = State.ENDED
         gateway.counters.ended(status)

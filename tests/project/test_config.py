@@ -31,6 +31,7 @@ def test_no_settings_are_enough() -> None:
         assert getattr(settings, role).listen == "127.0.0.1"
         assert settings.advertised(role) == "127.0.0.1"
     assert settings.discovery.members == ("127.0.0.1:8088",)
+    assert settings.manager.members == ("127.0.0.1:6701",)
     assert parse({name: {} for name in ("server", "eventlog")}, BASE) == settings
 
 

@@ -1,0 +1,78 @@
+"""Calls to the Manager's inner routes: any of its members, signed, with a deadline.
+
+Source: docs/protocol.md, "What AgentCenter asks of a Manager".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from elkeid.errors import PeerError
+from elkeid.web.client import CallFailed, JsonClient
+
+
+class ManagerRefused(PeerError):
+    """A Manager answered with a code other than 0; another member would answer alike."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"the Manager answered code {code}: {reason}")
+        self.code = code
+
+
+class ManagerAnswer(msgspec.Struct):
+    """What every inner route answers; ``data`` is as the route has it."""
+
+    code: int
+    msg: str = ""
+    data: Any = None
+    allow_empty: bool = False  # beside ``data``: an empty config is meant
+
+
+class ManagerClient:
+    """Asks one member, and on no answer the next.
+
+    Args:
+        http: makes the calls, and signs them.
+        members: ``host:port`` of every Manager.
+    """
+
+    def __init__(self, http: JsonClient, members: Sequence[str]) -> None:
+        self._http = http
+        self._members = list(members)
+
+    async def post(
+        self, path: str, body: object, *, seconds: float, limit: int = 4 << 20
+    ) -> ManagerAnswer:
+        """POST ``body`` as JSON.
+
+        Args:
+            path: such as ``/api/v1/agent/queryInfo``.
+            body: to become JSON.
+            seconds: for the whole call, over all members.
+            limit: bytes of the answer.
+
+        Raises:
+            ManagerRefused: it answered, with a code other than 0.
+            CallFailed: no member gave a usable answer.
+        """
+        share = seconds / len(self._members)
+        failure: CallFailed | None = None
+        for member in list(self._members):
+            try:
+                reply = await self._http.post(
+                    f"http://{member}{path}", body, seconds=share, limit=limit
+                )
+                answer = reply.decode(ManagerAnswer)
+            except CallFailed as error:
+                failure = error
+                # The one that fails is asked last from now on.
+                self._members.remove(member)
+                self._members.append(member)
+                continue
+            if answer.code:
+                reason = answer.data if isinstance(answer.data, str) else answer.msg
+                raise ManagerRefused(answer.code, reason)
+            return answer
+        assert failure is not None
+        raise failure
