@@ -5,10 +5,13 @@ import faulthandler
 import os
 import resource
 import sys
+import time
+from collections.abc import Callable
 
 from twisted.logger import Logger
 
 EXIT_SECONDS = 9.8  # from the signal; then a stuck thread no longer keeps the process
+CPU_SECONDS = 2.0  # shortest time over which a share of CPU is measured
 OTHER_FILES = 512  # open files that are not agents: log segments, databases, API connections
 
 log = Logger()
@@ -45,6 +48,33 @@ def tell_agent_limit(open_files: int | None, connection_limit: int) -> None:
             allowed=allowed,
             limit=connection_limit,
         )
+
+
+class CpuShare:
+    """The share of one core that this process used lately.
+
+    Args:
+        clock: seconds that only go forward.
+        used: CPU seconds of this process.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._clock, self._used = clock, used
+        self._at, self._before = clock(), used()
+        self._share = 0.0
+
+    def __call__(self) -> float:
+        """Since the last measurement, which is at least `CPU_SECONDS` old; above 1 with threads."""
+        now = self._clock()
+        if now - self._at >= CPU_SECONDS:
+            used = self._used()
+            self._share = (used - self._before) / (now - self._at)
+            self._at, self._before = now, used
+        return self._share
 
 
 def tell_operator(text: str) -> None:

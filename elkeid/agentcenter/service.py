@@ -18,9 +18,11 @@ from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
+from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
 from elkeid.keys import Keys
 from elkeid.metrics import AgentCenterMetrics, GatewayFigures
+from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options
 from elkeid.web.api import Api
 from elkeid.web.client import Credentials, JsonClient, http_agent
@@ -89,6 +91,7 @@ class AgentCenterRole:
         self._api_port: IListeningPort | None = None
         self._site: FaceSite | None = None
         self._stopping = False
+        self._cpu = CpuShare()
 
     @staticmethod
     def log_directory(settings: Settings) -> Path:
@@ -160,7 +163,7 @@ class AgentCenterRole:
     def _load(self) -> tuple[int, dict[str, Any] | None]:
         """Weight and extra for ServiceDiscovery."""
         limit = self._settings.agentcenter.connection_limit
-        return len(self.gateway.table), {"limit": limit}
+        return len(self.gateway.table), report(limit, self._cpu(), self._stopping)
 
     async def stop(self) -> None:
         """Leave ServiceDiscovery, close the port, read every agent to its end, flush the log."""

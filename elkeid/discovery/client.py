@@ -1,9 +1,23 @@
 """How roles use ServiceDiscovery: register instances, keep them alive, look others up.
 
 What was last known stays in use while no member answers: a silent registry stops nothing.
+
+    client.register(name, ip, port, load)   kept registered at every member until `stop`
+    client.watch(name, changed)             told what there is, then who comes and goes
+    client.known(name)                      the last known good answer, at once, with its age
+    await client.lookup(name)               the instances of a name; last known good at need
+    await client.answers(name)              each member's present order, None where it is silent
+    await client.leads_elsewhere(name, ip, port)    do all members name another one first?
+    client.room_elsewhere(name, ip, port)   does the last known good answer list room elsewhere?
+    await client.renew()                    tell every member the present load at once
+
+Names are ``hids_svr_grpc`` (agents' port), ``hids_svr_http`` (API of an AgentCenter) and
+``hids_manage``. A `Record` has the ``weight`` and ``extra`` that the instance told; what
+``extra`` means, and `has_room`, are in `elkeid.discovery.load`. A watched name is asked again
+every 2 s, so `known` of it is as fresh as that while any member answers.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,11 +28,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elkeid.config import split_endpoint
+from elkeid.discovery.load import RENEW, has_room
 from elkeid.discovery.registry import Record
 from elkeid.web.client import CallFailed, JsonClient
 
 RENEW_SECONDS = 5.0  # upstream's 30 s leaves loads stale for as long; a lease lasts 105 s
-RETRY_SECONDS = (0.5, 1.0, 2.0)  # after the first failures: roles of one start find each other
+# After the first failures, and then on: whoever started before ServiceDiscovery is registered
+# within 5 s of its start, also if a dial was just under way (3 s).
+RETRY_SECONDS = (0.5, 1.0, 2.0)
 CALL_SECONDS = 4.0  # for one call; below the renewal's pause
 WATCH_SECONDS = 2.0
 EMPTY_SECONDS = 60.0  # a restarted registry is empty until everyone has renewed, 30 s at most
@@ -96,10 +113,10 @@ class _Outage:
         self.failures = 0
 
     def pause(self, usual: float) -> float:
-        """Seconds until the next try: soon after the first failures, then as usual."""
-        if 0 < self.failures <= len(RETRY_SECONDS):
-            return min(usual, RETRY_SECONDS[self.failures - 1])
-        return usual
+        """Seconds until the next try: as usual, or sooner after a failure."""
+        if not self.failures:
+            return usual
+        return min(usual, RETRY_SECONDS[min(self.failures, len(RETRY_SECONDS)) - 1])
 
 
 class _Renewal:
@@ -118,7 +135,7 @@ class _Renewal:
         try:
             reply = await self._http.post(
                 f"http://{self._member}/registry/register",
-                {**self._body, "weight": weight, "extra": extra},
+                {**self._body, "weight": weight, "extra": {**(extra or {}), RENEW: RENEW_SECONDS}},
                 seconds=CALL_SECONDS,
             )
             reply.decode(_Done)
@@ -129,6 +146,10 @@ class _Renewal:
             self.held = True
             self._outage.worked()
         return self._outage.pause(RENEW_SECONDS)
+
+    async def renew(self) -> None:
+        """Tell the member the present load now; does not change when the next renewal is due."""
+        await self._renew()
 
     async def evict(self) -> None:
         """Give the lease back; a member that does not answer lets it age out."""
@@ -141,9 +162,16 @@ class _Renewal:
 
 
 @frozen
-class _Known:
+class Known:
+    """The last answer that named an instance.
+
+    Args:
+        records: in the order to try them.
+        at: when it came, in seconds of the clock.
+    """
+
     records: list[Record]
-    at: float  # seconds of the clock
+    at: float
 
 
 class DiscoveryClient:
@@ -163,7 +191,7 @@ class DiscoveryClient:
         self._first = 0  # the member to ask first: the last that answered
         self._renewals: list[_Renewal] = []
         self._watches: list[_Loop] = []
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
 
     def register(self, name: str, ip: str, port: int, load: Load) -> None:
         """Keep an instance registered from now until `stop`.
@@ -179,6 +207,13 @@ class DiscoveryClient:
             renewal = _Renewal(self._clock, self._http, member, body, load)
             self._renewals.append(renewal)
             renewal.loop.start()
+
+    async def renew(self) -> None:
+        """Tell every member the present loads, and return when each has answered or failed."""
+        await DeferredList(
+            [Deferred.fromCoroutine(renewal.renew()) for renewal in self._renewals],
+            consumeErrors=True,
+        )
 
     def problems(self) -> list[str]:
         """Why others cannot find this role, for ``/ready``; empty if they can."""
@@ -198,20 +233,14 @@ class DiscoveryClient:
         for offset in range(len(self._members)):
             number = (self._first + offset) % len(self._members)
             try:
-                reply = await self._http.get(
-                    f"http://{self._members[number]}/registry/detail",
-                    {"name": name},
-                    seconds=CALL_SECONDS,
-                    limit=ANSWER_BYTES,
-                )
-                records = reply.decode(_Detail).data
+                records = await self._detail(self._members[number], name)
             except CallFailed as error:
                 errors.append(str(error))
                 continue
             answered = True
             if records:
                 self._first = number
-                self._known[name] = _Known(records, self._clock.seconds())
+                self._known[name] = Known(records, self._clock.seconds())
                 return records
         known = self._known.get(name)
         if answered and (known is None or self._clock.seconds() - known.at > EMPTY_SECONDS):
@@ -220,6 +249,68 @@ class DiscoveryClient:
         if known is None:
             raise Unknown(f"no ServiceDiscovery member answers: {'; '.join(errors)}")
         return known.records
+
+    def known(self, name: str) -> Known | None:
+        """The last known good answer of `lookup` or a watch, or None if there never was one."""
+        return self._known.get(name)
+
+    async def answers(self, name: str) -> Mapping[str, list[Record] | None]:
+        """Ask every member at once for its present order of a name; nothing is remembered.
+
+        Returns:
+            Member as configured -> what it lists, or None if it does not answer.
+        """
+
+        async def ask(member: str) -> list[Record] | None:
+            try:
+                return await self._detail(member, name)
+            except CallFailed:
+                return None
+
+        asked = [Deferred.fromCoroutine(ask(member)) for member in self._members]
+        return {member: await answer for member, answer in zip(self._members, asked, strict=True)}
+
+    async def leads_elsewhere(self, name: str, ip: str, port: int) -> bool:
+        """Say whether every member that answers now names another instance first.
+
+        Without any answer it is False: agents then dial what they learned before.
+        """
+        lists = [records for records in (await self.answers(name)).values() if records is not None]
+        return bool(lists) and all(
+            records and (records[0].ip, records[0].port) != (ip, port) for records in lists
+        )
+
+    def room_elsewhere(self, name: str, ip: str, port: int) -> bool:
+        """Say whether the last known good answer lists another instance with room."""
+        known = self._known.get(name)
+        return known is not None and any(
+            (record.ip, record.port) != (ip, port) and has_room(record) for record in known.records
+        )
+
+    async def _confirmed(
+        self, name: str, records: list[Record], missing: set[tuple[str, int]]
+    ) -> list[Record]:
+        """Add what the asked member misses and another one still lists as fresh.
+
+        A member that has just started may not know everybody yet.
+        """
+        found = {
+            (record.ip, record.port): record
+            for each in (await self.answers(name)).values()
+            for record in each or ()
+            if record.status == 0 and (record.ip, record.port) in missing
+        }
+        return [*records, *found.values()]
+
+    async def _detail(self, member: str, name: str) -> list[Record]:
+        # "steer=no": a role that looks around must not count as an agent that will come.
+        reply = await self._http.get(
+            f"http://{member}/registry/detail",
+            {"name": name, "steer": "no"},
+            seconds=CALL_SECONDS,
+            limit=ANSWER_BYTES,
+        )
+        return reply.decode(_Detail).data or []
 
     def watch(self, name: str, changed: Callable[[list[Record]], None]) -> None:
         """Tell ``changed`` the instances of a name: first what there is, then every change.
@@ -238,6 +329,9 @@ class DiscoveryClient:
                 return outage.pause(WATCH_SECONDS)
             outage.worked()
             addresses = {(record.ip, record.port) for record in records}
+            if told is not None and told - addresses:
+                records = await self._confirmed(name, records, told - addresses)
+                addresses = {(record.ip, record.port) for record in records}
             if addresses != told:
                 told = addresses
                 changed(records)

@@ -14,6 +14,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from elkeid.config import is_host
+from elkeid.discovery.load import limit_of
 from elkeid.errors import PeerError
 
 # Seconds of silence up to which an instance has a state; beyond the last it is evicted.
@@ -280,7 +281,7 @@ class Registry:
                     raise RegistryFull(f"{MAX_NAMES} names are registered: the limit")
                 entry = self._names[record.name] = _Name()
             self._size += 1
-        entry.leases[key] = _Lease(record, now, _limit(record.extra))
+        entry.leases[key] = _Lease(record, now, limit_of(record.extra))
         entry.ranking = None
 
     def _drop(self, lease: _Lease) -> None:
@@ -303,13 +304,6 @@ def state(age: float) -> State:
         if age <= end:
             return State(number)
     return State.RED
-
-
-def _limit(extra: dict[str, Any] | None) -> float | None:
-    limit = (extra or {}).get("limit")
-    if isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < 1 << 63:
-        return float(limit)
-    return None
 
 
 def json_list(records: Sequence[bytes]) -> bytes:

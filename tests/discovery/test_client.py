@@ -28,7 +28,8 @@ class ClientTests(SynchronousTestCase):
         """Nobody runs yet."""
         self.network = MemoryNetwork()
         self.nodes: dict[int, DiscoveryRole] = {}
-        self.weight, self.extra = 3, {"limit": 10}
+        self.weight = 3
+        self.extra: dict[str, Any] = {"limit": 10}
         self.logged: list[tuple[LogLevel, str]] = []
         globalLogPublisher.addObserver(self.keep)
         self.addCleanup(globalLogPublisher.removeObserver, self.keep)
@@ -83,7 +84,7 @@ class ClientTests(SynchronousTestCase):
         self.network.advance(5.5)
         for port in (A, B):
             (record,) = self.at(port)
-            self.assertEqual((record.weight, record.extra), (4, {"limit": 20}))
+            self.assertEqual((record.weight, record.extra), (4, {"limit": 20, "renew": 5}))
         self.assertEqual(self.logged, [])
 
     def test_first_try_fails(self) -> None:
@@ -257,6 +258,113 @@ class ClientTests(SynchronousTestCase):
         self.network.advance(6)
         self.assertEqual(told, [0, 1])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_new_member_knows_little(self) -> None:
+        """What one member misses while another still lists it as fresh has not gone."""
+        for port in (A, B):
+            self.node(port)
+            self.put(port, "a")
+            self.put(port, "b", 1)
+        told: list[list[str]] = []
+        self.client(A, B).watch("svc", lambda records: told.append([r.ip for r in records]))
+        self.network.flush()
+        self.down(A)
+        self.node(A)
+        self.put(A, "a")
+        self.network.advance(5)
+        self.assertEqual(told, [["a", "b"]])
+        self.nodes[B].registry.evict("svc", "b", 1)
+        self.network.advance(5)
+        self.assertEqual(told, [["a", "b"], ["a"]])
+
+    def put(self, port: int, ip: str, weight: int = 0, extra: Any = None) -> None:
+        """Register at one node."""
+        self.nodes[port].registry.register(
+            "svc", ip, 1, weight, extra, wall=0, now=self.network.wall()
+        )
+
+    def test_known(self) -> None:
+        """A watched name can be looked at without asking."""
+        self.node(A)
+        client = self.client(A)
+        self.assertIsNone(client.known("svc"))
+        self.put(A, "a", 1)
+        client.watch("svc", lambda _: None)
+        self.network.flush()
+        self.put(A, "a", 2)
+        self.network.advance(2.5)
+        known = client.known("svc")
+        assert known is not None
+        self.assertEqual([(r.ip, r.weight) for r in known.records], [("a", 2)])
+        self.assertLess(self.network.wall() - known.at, 2.5)
+
+    def test_answers(self) -> None:
+        """Every member says what it lists now; one that is silent says nothing."""
+        self.node(A)
+        self.put(A, "a")
+        client = self.client(A, B)
+        answers = self.network.run(client.answers("svc"))
+        first, second = answers.values()
+        self.assertEqual([r.ip for r in first or ()], ["a"])
+        self.assertIsNone(second)
+
+    def test_leads_elsewhere(self) -> None:
+        """Others lead once every member that answers names one of them first."""
+        client = self.client(A, B)
+
+        def leads() -> bool:
+            return self.network.run(client.leads_elsewhere("svc", "a", 1))
+
+        self.assertFalse(leads())
+        self.node(A)
+        self.assertFalse(leads())
+        self.put(A, "a", 1)
+        self.assertFalse(leads())
+        self.put(A, "b", 2)
+        self.assertFalse(leads())
+        self.put(A, "b", 0)
+        self.assertTrue(leads())
+        self.node(B)
+        self.put(B, "a", 0)
+        self.assertFalse(leads())
+
+    def test_room_elsewhere(self) -> None:
+        """Room is elsewhere when another instance is fresh, not draining, below its limit."""
+        self.node(A)
+        client = self.client(A)
+        self.assertFalse(client.room_elsewhere("svc", "a", 1))
+        for weight, extra, room in [
+            (0, {"limit": 10}, True),
+            (9, {"limit": 10, "draining": False}, True),
+            (10, {"limit": 10}, False),
+            (0, {"limit": 10, "draining": True}, False),
+            (99, None, True),
+            (99, {"limit": "many", "draining": "no"}, True),
+        ]:
+            self.put(A, "a")
+            self.put(A, "b", weight, extra)
+            self.network.run(client.lookup("svc"))
+            self.assertEqual(client.room_elsewhere("svc", "a", 1), room, extra)
+            self.assertTrue(client.room_elsewhere("svc", "b", 1))
+
+    def test_renew(self) -> None:
+        """A load that matters now is told at once, not with the next renewal."""
+        self.node(A)
+        client = self.client(A, B)
+        client.register("svc", "10.0.0.1", 6751, self.load)
+        self.network.flush()
+        self.extra = {"draining": True}
+        self.network.run(client.renew())
+        self.assertEqual(self.at(A)[0].extra, {"draining": True, "renew": 5})
+
+    def test_started_before(self) -> None:
+        """Who was there before ServiceDiscovery is registered within 5 s of its start."""
+        client = self.client(A, B)
+        client.register("svc", "10.0.0.1", 6751, self.load)
+        self.network.advance(300)
+        self.node(B)
+        self.network.advance(4.5)
+        self.assertEqual(len(self.at(B)), 1)
 
     def test_odd_answers(self) -> None:
         """Answers that make no sense are an outage, not a crash; null means none."""

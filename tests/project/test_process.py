@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from elkeid import process, welcome
 from elkeid.config import parse
 from elkeid.logging import LogSetup, as_json
+from elkeid.process import CpuShare
 
 
 class Log:
@@ -228,3 +229,18 @@ def test_welcome_of_other_roles(tmp_path: Path) -> None:
     shown = welcome.text(parse({"agentcenter": {"listen": "::1"}}, tmp_path), ("ac",), True)
     assert "log in" not in shown
     assert "  agents       [::1]:6751" in shown
+
+
+def test_share_of_cpu() -> None:
+    """The share is that of the last few seconds, not measured anew at every question."""
+    now, used = 100.0, 7.0
+    share = CpuShare(lambda: now, lambda: used)
+    assert share() == 0
+    now, used = 101, 8
+    assert share() == 0
+    now = 104
+    assert share() == 0.25
+    now, used = 105, 9
+    assert share() == 0.25
+    now = 106
+    assert share() == 0.5
