@@ -243,6 +243,10 @@ class ManagerSettings:
     token_seconds: float = _seconds(7200, 60, 30 * 86400)  # sliding life of a login token
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
     poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
+    inner_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
+    accept_unsigned_inner: bool = field(default=False, validator=boolean)
+    drop_hosts: int = _number(5, 0, 1_000_000)  # may lose most plugins within drop_seconds
+    drop_seconds: float = _seconds(600, 1, 86400)
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
     members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
 
@@ -365,6 +369,12 @@ def _contradictions(settings: Settings) -> list[str]:
                 f"{role}.listen: {section.listen} needs server.advertise or {role}.advertise, "
                 "the address that others dial"
             )
+    inner = settings.manager
+    if inner.accept_unsigned_inner and inner.inner_networks == PRIVATE_NETWORKS:
+        faults.append(
+            "manager.accept_unsigned_inner: name the addresses of the AgentCenters that cannot "
+            "sign in manager.inner_networks; the default would let in every host around"
+        )
     center, registry, manager = settings.agentcenter, settings.discovery, settings.manager
     ports = [
         ("agentcenter.grpc_port", center.listen, center.grpc_port),

@@ -166,6 +166,18 @@ class ManagerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.results = Counter(
+            "elkeid_manager_results",
+            "Task results from AgentCenters, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.configs = Counter(
+            "elkeid_manager_configs",
+            "Questions of AgentCenters what a host shall run, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
         self.logins = Counter(
             "elkeid_manager_logins", "Logins by outcome", ["outcome"], registry=registry
         )

@@ -1,6 +1,6 @@
 """The Manager's HTTP face put together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from elkeid import __version__
 from elkeid.errors import StoreError
@@ -17,7 +17,7 @@ from elkeid.manager.filter import FilterError
 from elkeid.manager.store.store import StoreBusy
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
-from elkeid.web.api import Api, Group
+from elkeid.web.api import Api, Authenticator, Group
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.refusals import (
     AccessDenied,
@@ -95,7 +95,7 @@ class ElsewhereRoutes:
 def make_api(
     groups: Sequence[Group],
     liveness: Liveness,
-    token_check: TokenCheck,
+    checks: Mapping[AuthKind, Authenticator],
     metrics: ManagerMetrics,
     metrics_networks: Sequence[str],
 ) -> Api:
@@ -104,7 +104,7 @@ def make_api(
     Args:
         groups: the handlers to serve.
         liveness: ``/ping`` and ``/ready``.
-        token_check: who may use the groups.
+        checks: who may use the routes of each kind.
         metrics: shown under ``/metrics``.
         metrics_networks: who may see them.
     """
@@ -117,7 +117,7 @@ def make_api(
     api = Api(
         ENVELOPE,
         [liveness, *groups],
-        {AuthKind.TOKEN: token_check},
+        checks,
         {
             LoginRefused: lambda error: CodedRefusal(AUTH_FAILED, str(error)),
             FilterError: lambda error: ParameterInvalid(str(error)),

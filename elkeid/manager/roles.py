@@ -23,6 +23,12 @@ LEVELS = frozenset(ROLES.values())
 EVERY_USER = LEVELS
 """What each user may do: see agents, manage the own password."""
 
+AGENT_WRITERS = frozenset({0, 1, 2})
+"""Who decides what hosts run."""
+
+AGENT_READERS = frozenset({0, 1, 2, 3, 6, 7, 8})
+"""Who may see what hosts shall run."""
+
 
 def level_of(role: str) -> int:
     """The level of a role given by name or number; `ValueError` says what there is."""

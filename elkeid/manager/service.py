@@ -20,15 +20,20 @@ from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import PONG, ElsewhereRoutes, TokenCheck, make_api
+from elkeid.manager.config_api import ConfigRoutes
+from elkeid.manager.drops import DropGuard
+from elkeid.manager.inner_api import InnerRoutes
+from elkeid.manager.inner_check import InnerCheck
 from elkeid.manager.passwords import HASHER, Passwords
 from elkeid.manager.store.engine import Database, default_url
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from elkeid.manager.user_api import UserRoutes
 from elkeid.metrics import ManagerMetrics
 from elkeid.tls import api_server_options, https_policy
-from elkeid.web.api import Api
+from elkeid.web.api import Api, Authenticator
 from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness
+from elkeid.web.routes import AuthKind
 from elkeid.web.site import FaceSite, listen
 
 NAME = "hids_manage"
@@ -107,13 +112,25 @@ class ManagerRole:
             poll_seconds=manager.poll_seconds,
         )
         self._liveness = Liveness(self.problems, PONG)
-        self._token_check = TokenCheck(self.access)
-        groups = [UserRoutes(self.access, self.metrics), AgentRoutes(self.agents)]
+        self._checks: dict[AuthKind, Authenticator] = {
+            AuthKind.TOKEN: TokenCheck(self.access),
+            AuthKind.SIGNED: InnerCheck(
+                keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
+            ),
+        }
+        drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
+        inner = InnerRoutes(self.store, self.metrics, drops, wall)
+        groups = [
+            UserRoutes(self.access, self.metrics),
+            AgentRoutes(self.agents),
+            ConfigRoutes(self.store, drops, wall),
+            inner,
+        ]
         self.api = self._face(groups)
         self.plain_api = self.api
         if not is_loopback(manager.listen) and not manager.plain_http:
             where = f"the API is served over TLS only, on port {manager.tls_port}"
-            self.plain_api = self._face([ElsewhereRoutes(where)])
+            self.plain_api = self._face([inner, ElsewhereRoutes(where)])
         self._sites: list[FaceSite] = []
         self._ports: list[IListeningPort] = []
 
@@ -121,7 +138,7 @@ class ManagerRole:
         return make_api(
             groups,
             self._liveness,
-            self._token_check,
+            self._checks,
             self.metrics,
             self._settings.manager.metrics_networks,
         )

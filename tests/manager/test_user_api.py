@@ -25,6 +25,13 @@ TOKEN_ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/api/v1/user/resetPassword", {"username": "x", "password": "y"}),
     ("GET", "/api/v1/user/logout", None),
 ]
+"""Open to every level."""
+
+SOME_LEVELS: list[tuple[str, str, Any]] = [
+    ("GET", "/api/v1/agent/getDefaultConfig", None),
+    ("POST", "/api/v1/agent/updateDefaultConfig", {}),
+]
+"""Open to some, as the tests of each say."""
 
 
 class _Case(SynchronousTestCase):
@@ -163,7 +170,7 @@ class TokenTests(_Case):
 
     def test_without_a_living_token(self) -> None:
         """Every route but login answers 401 in JSON to a missing, unknown or absurd token."""
-        for method, path, body in TOKEN_ROUTES:
+        for method, path, body in [*TOKEN_ROUTES, *SOME_LEVELS]:
             for token in (None, "", "seesion-x-y", "x" * 300, "é"):
                 got = self.call(method, path, body, token=token)
                 self.assertEqual((got.status, got.json["code"]), (401, 1), (path, token))
@@ -280,7 +287,7 @@ class LevelTests(_Case):
             for route in self.deployment.manager.api.routes
             if route.auth is AuthKind.TOKEN
         }
-        self.assertEqual(len(declared), len(TOKEN_ROUTES))
+        self.assertEqual(len(declared), len(TOKEN_ROUTES) + len(SOME_LEVELS))
 
 
 class PasswordTests(_Case):
@@ -343,7 +350,7 @@ class PlainPortTests(SynchronousTestCase):
         self.assertIn(6702, deployment.network.ports)
         self.assertEqual(deployment.call("GET", "/ping").status, 200)
         self.assertEqual(deployment.call("GET", "/metrics").status, 200)
-        for method, path, body in [("POST", LOGIN, {}), *TOKEN_ROUTES]:
+        for method, path, body in [("POST", LOGIN, {}), *TOKEN_ROUTES, *SOME_LEVELS]:
             got = deployment.call(method, path, body, token="x")
             self.assertEqual((got.status, got.json["code"]), (403, 1))
             self.assertIn("port 6702", got.json["data"])

@@ -17,9 +17,10 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -86,4 +87,57 @@ agent_detail = Table(
         primary_key=True,
     ),
     Column("document", Text, nullable=False),  # canonical JSON, see elkeid.manager.documents
+)
+
+agent_tag = Table(
+    "agent_tag",
+    metadata,
+    Column(
+        "agent_id",
+        String(128),
+        ForeignKey("agent.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("tag", String(128), primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+
+task_token = Table(
+    "task_token",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("agent_id", String(128), nullable=False),  # whom it was issued for
+    Column("issued_at", BigInteger, nullable=False),  # unix seconds
+    sqlite_with_rowid=False,
+)
+
+task_result = Table(
+    "task_result",
+    metadata,
+    Column("id", Integer, primary_key=True),  # in the order of arrival
+    Column("token", String(64), ForeignKey("task_token.token", ondelete="CASCADE"), nullable=False),
+    Column("content_hash", String(64), nullable=False),  # SHA-256 of `content`, hexadecimal
+    Column("content", Text, nullable=False),  # what came of the agent, canonical JSON
+    Column("received_at", BigInteger, nullable=False),  # unix seconds
+    UniqueConstraint("token", "content_hash", name="uq_task_result_token_content"),
+)
+
+stored_config = Table(
+    "stored_config",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("items", Text, nullable=False),  # JSON list of what hosts shall run
+    Column("drops_confirmed", Boolean(create_constraint=False), nullable=False),
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("md5", String(32), nullable=False, index=True),  # hexadecimal
+    Column("sha256", String(64), nullable=False),  # hexadecimal
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
 )

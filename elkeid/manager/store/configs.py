@@ -1,0 +1,78 @@
+"""Queries on stored configs: what hosts shall run. Every function takes a connection and blocks."""
+
+from typing import Any
+
+import msgspec
+from attrs import frozen
+from sqlalchemy import Connection, insert, select, update
+
+from elkeid.manager.store.schema import agent_detail, stored_config
+
+DEFAULT = "default"
+"""The config of every host that has none of its own."""
+
+
+@frozen
+class StoredConfig:
+    """A config as an operator stored it.
+
+    Attributes:
+        items: a JSON object for each plugin, as gateways take them; none if the operator said so.
+        drops_confirmed: whether it may take plugins from many hosts at once.
+        created_at: unix seconds.
+        updated_at: unix seconds.
+    """
+
+    items: list[dict[str, Any]]
+    drops_confirmed: bool
+    created_at: int
+    updated_at: int
+
+
+def find_config(connection: Connection, name: str = DEFAULT) -> StoredConfig | None:
+    """The stored config of this name."""
+    row = connection.execute(select(stored_config).where(stored_config.c.name == name)).first()
+    if row is None:
+        return None
+    items = msgspec.json.decode(row.items, type=list[dict[str, Any]])
+    return StoredConfig(items, row.drops_confirmed, row.created_at, row.updated_at)
+
+
+def store_config(
+    connection: Connection,
+    items: list[dict[str, Any]],
+    *,
+    drops_confirmed: bool,
+    now: int,
+    name: str = DEFAULT,
+) -> StoredConfig:
+    """Store a config in place of the one there is."""
+    values = {
+        "items": msgspec.json.encode(items).decode(),
+        "drops_confirmed": drops_confirmed,
+        "updated_at": now,
+    }
+    changed = connection.execute(
+        update(stored_config).where(stored_config.c.name == name).values(values)
+    ).rowcount
+    if not changed:
+        connection.execute(insert(stored_config).values(name=name, created_at=now, **values))
+    stored = find_config(connection, name)
+    assert stored is not None
+    return stored
+
+
+def config_and_plugins(
+    connection: Connection, agent_id: str
+) -> tuple[StoredConfig | None, frozenset[str]]:
+    """The config for a host, and the plugins that it has last been reported with."""
+    document = connection.execute(
+        select(agent_detail.c.document).where(agent_detail.c.agent_id == agent_id)
+    ).scalar()
+    return find_config(connection), frozenset() if document is None else _plugins(document)
+
+
+def _plugins(document: str) -> frozenset[str]:
+    plugins: list[Any] = msgspec.json.decode(document).get("plugins", [])
+    names = (each.get("name") for each in plugins if isinstance(each, dict))
+    return frozenset(name for name in names if isinstance(name, str))

@@ -1,0 +1,172 @@
+"""Queries on task tokens and the results that come back. They take a connection and block.
+
+Results arrive at least once; what is stored is each content of each token once.
+"""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Any, Self
+
+from attrs import define
+from sqlalchemy import Connection, func, insert, select
+
+from elkeid.manager.documents import MalformedItem, canonical, text_of
+from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.schema import task_result, task_token
+
+TOKEN_CHARACTERS = 20
+"""As many as the tokens that AgentCenters and agents of upstream know."""
+
+TOKEN_LIMIT = 64
+"""Characters of a token that is looked up; a longer one is none of ours."""
+
+RESULTS_PER_TOKEN = 10_000
+"""Different results of one token; a scan that reports each finding has hundreds."""
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"
+"""Five bits a character: 100 random bits in a token, which nobody guesses."""
+
+
+@define
+class Outcome:
+    """What became of a batch of results."""
+
+    stored: int = 0
+    repeated: int = 0  # known already, by token and content
+    unknown_token: int = 0
+    without_token: int = 0
+    surplus: int = 0  # beyond `RESULTS_PER_TOKEN`
+    malformed: int = 0  # no JSON object
+
+    def __iadd__(self, other: Self) -> Self:
+        """Sum up."""
+        self.stored += other.stored
+        self.repeated += other.repeated
+        self.unknown_token += other.unknown_token
+        self.without_token += other.without_token
+        self.surplus += other.surplus
+        self.malformed += other.malformed
+        return self
+
+
+def new_token() -> str:
+    """A token that nobody can guess, in the form that every AgentCenter takes."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(TOKEN_CHARACTERS))
+
+
+def issue_tokens(connection: Connection, agent_ids: Sequence[str], now: int) -> list[str]:
+    """Make a token for each of these agents, in their order.
+
+    Args:
+        connection: within a transaction.
+        agent_ids: whose tasks they are for.
+        now: unix seconds.
+    """
+    rows = [
+        {"token": new_token(), "agent_id": agent_id, "issued_at": now} for agent_id in agent_ids
+    ]
+    if rows:
+        connection.execute(insert(task_token), rows)
+    return [str(row["token"]) for row in rows]
+
+
+def is_issued(connection: Connection, token: str) -> bool:
+    """Say whether a token is of this Manager."""
+    return bool(_issued(connection, [token]))
+
+
+def _issued(connection: Connection, tokens: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    wanted = [token for token in dict.fromkeys(tokens) if len(token) <= TOKEN_LIMIT]
+    for start in range(0, len(wanted), IDS_PER_STATEMENT):
+        some = wanted[start : start + IDS_PER_STATEMENT]
+        found.update(
+            connection.execute(
+                select(task_token.c.token).where(task_token.c.token.in_(some))
+            ).scalars()
+        )
+    return found
+
+
+def apply_results(connection: Connection, items: Sequence[Any], now: int) -> Outcome:
+    """Store results; one that is known by token and content changes nothing.
+
+    Args:
+        connection: within a transaction.
+        items: as decoded; what is no object, or has no token of ours, is counted and left out.
+        now: unix seconds.
+    """
+    done = Outcome()
+    wanted: dict[tuple[str, str], str] = {}  # (token, hash) -> content
+    for item in items:
+        token = item.get("token") if isinstance(item, dict) else None
+        if not isinstance(item, dict):
+            done.malformed += 1
+        elif not isinstance(token, str) or not token:
+            done.without_token += 1
+        else:
+            try:
+                content = text_of(canonical(item))
+            except MalformedItem:
+                done.malformed += 1
+                continue
+            key = token, sha256(content.encode()).hexdigest()
+            done.repeated += key in wanted
+            wanted[key] = content
+    issued = _issued(connection, [token for token, _ in wanted])
+    done.unknown_token = sum(token not in issued for token, _ in wanted)
+    held, counts = _held(connection, [key for key in wanted if key[0] in issued])
+    rows: list[dict[str, Any]] = []
+    for (token, digest), content in wanted.items():
+        if token not in issued:
+            continue
+        if (token, digest) in held:
+            done.repeated += 1
+        elif counts.get(token, 0) >= RESULTS_PER_TOKEN:
+            done.surplus += 1
+        else:
+            counts[token] = counts.get(token, 0) + 1
+            rows.append(
+                {"token": token, "content_hash": digest, "content": content, "received_at": now}
+            )
+    if rows:
+        connection.execute(insert(task_result), rows)
+    done.stored = len(rows)
+    return done
+
+
+def _held(
+    connection: Connection, keys: Sequence[tuple[str, str]]
+) -> tuple[set[tuple[str, str]], dict[str, int]]:
+    """Which of these results are stored, and how many each of their tokens has in all."""
+    held: set[tuple[str, str]] = set()
+    counts: dict[str, int] = {}
+    of = task_result.c
+    for start in range(0, len(keys), IDS_PER_STATEMENT):
+        some = keys[start : start + IDS_PER_STATEMENT]
+        tokens = {token for token, _ in some}
+        rows = connection.execute(
+            select(of.token, of.content_hash).where(
+                of.token.in_(tokens), of.content_hash.in_({digest for _, digest in some})
+            )
+        )
+        held.update((row.token, row.content_hash) for row in rows)
+        counted = connection.execute(
+            select(of.token, func.count().label("n")).where(of.token.in_(tokens)).group_by(of.token)
+        )
+        counts |= {row.token: row.n for row in counted}
+    return held, counts
+
+
+def results_of(connection: Connection, token: str) -> list[str]:
+    """The stored results of a token, JSON objects, in the order of their arrival."""
+    rows = connection.execute(
+        select(task_result.c.content).where(task_result.c.token == token).order_by(task_result.c.id)
+    )
+    return list(rows.scalars())
+
+
+def count_results(connection: Connection) -> int:
+    """How many results are stored."""
+    return connection.execute(select(func.count()).select_from(task_result)).scalar_one()
