@@ -13,6 +13,7 @@ from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.table import Agent, AgentTable
+from elkeid.agentcenter.tokens import TokenBook
 from elkeid.agentcenter.transfer import TransferStream
 from elkeid.config import AgentCenterSettings
 from elkeid.errors import WireError
@@ -83,6 +84,7 @@ class Gateway:
         self.monotonic = monotonic
         self.table = AgentTable(settings.takeover_seconds)
         self.counters = Counters()
+        self.tokens = TokenBook(monotonic)
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}

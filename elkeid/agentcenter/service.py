@@ -16,6 +16,7 @@ from twisted.python.threadpool import ThreadPool
 
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.gateway import Gateway
+from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
@@ -86,6 +87,8 @@ class AgentCenterRole:
         self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
+        self._manager_http = self._http()
+        self._manager = ManagerClient(self._manager_http, settings.manager.members)
         self._discovery: DiscoveryClient | None = None
         self._agents_port: IListeningPort | None = None
         self._api_port: IListeningPort | None = None
@@ -100,6 +103,11 @@ class AgentCenterRole:
 
     def _in_thread(self, function: Any, *args: Any, **named: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args, **named)
+
+    def _http(self) -> JsonClient:
+        """Plain HTTP, as the inner routes of the Manager and ServiceDiscovery are served."""
+        credentials = Credentials(*self._keys.signing_pair)
+        return JsonClient(self._reactor, http_agent(self._reactor), time.time, credentials)
 
     async def start(self) -> None:
         """Open the log, then the API, then the agents' port; then tell ServiceDiscovery.
@@ -130,14 +138,7 @@ class AgentCenterRole:
         )
         self._agents_port = self._listen_for_agents()
         self._discovery = DiscoveryClient(
-            self._reactor,
-            JsonClient(
-                self._reactor,
-                http_agent(self._reactor),
-                time.time,
-                Credentials(*self._keys.signing_pair),
-            ),
-            self._settings.discovery.members,
+            self._reactor, self._http(), self._settings.discovery.members
         )
         address = self._settings.advertised("agentcenter")
         self._discovery.register(GRPC_NAME, address, settings.grpc_port, self._load)
@@ -178,6 +179,7 @@ class AgentCenterRole:
                 await maybeDeferred(self._api_port.stopListening)
         finally:  # also when time is up: what was accepted must be in the log
             self.gateway.abort()
+            await self._manager_http.close()
             if self._site is not None:
                 self._site.close()
             try:
