@@ -115,6 +115,35 @@ class DiscoveryMetrics:
         )
 
 
+class SignedRequestMetrics(Collector):
+    """What a face remembers of signed requests, so that none is taken twice.
+
+    Args:
+        registry: where it is shown.
+        read: gives the requests remembered, refused as repeated, and forgotten too early.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, read: Callable[[], tuple[int, int, int]]
+    ) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """The three families."""
+        remembered, refused, forgotten = self._read()
+        yield _gauge("elkeid_signed_requests_remembered", "Signed requests remembered", remembered)
+        for name, text, value in (
+            ("refused", "Signed requests refused because they came before", refused),
+            ("forgotten", "Signed requests forgotten before their time", forgotten),
+        ):
+            yield _exact(f"elkeid_signed_requests_{name}_total", text, (), {(): value})
+
+
 class ManagerMetrics:
     """What the Manager counts.
 

@@ -22,7 +22,7 @@ from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
 from elkeid.keys import Keys
-from elkeid.metrics import AgentCenterMetrics, GatewayFigures
+from elkeid.metrics import AgentCenterMetrics, GatewayFigures, SignedRequestMetrics
 from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options
 from elkeid.web.api import Api
@@ -118,13 +118,15 @@ class AgentCenterRole:
         settings = self._settings.agentcenter
         self._pool.start()
         await self.event_log.open()
+        check = SignatureCheck(self._keys.aksk, time.time)
+        SignedRequestMetrics(self.registry, check.seen.figures)
         api = Api(
             ENVELOPE,
             (
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
                 Liveness(self._problems),
             ),
-            {AuthKind.SIGNED: SignatureCheck(self._keys.aksk, time.time)},
+            {AuthKind.SIGNED: check},
         )
         api.mount("/metrics", MetricsPage(self.registry, settings.metrics_networks, api.refusal))
         self._site = FaceSite(api, self._reactor)

@@ -142,6 +142,7 @@ class RegistryRoutes:
     @routes.post(
         "/registry/register",
         auth=AuthKind.SIGNED,
+        repeats=True,
         body=Register,
         limit=REGISTER_LIMIT,
         summary="Take or renew the lease of an instance",
@@ -162,6 +163,7 @@ class RegistryRoutes:
     @routes.post(
         "/registry/evict",
         auth=AuthKind.SIGNED,
+        repeats=True,
         body=Evict,
         limit=REGISTER_LIMIT,
         summary="Drop the lease of an instance; an unknown one is fine",
@@ -175,6 +177,7 @@ class RegistryRoutes:
     @routes.post(
         "/registry/sync",
         auth=AuthKind.SIGNED,
+        repeats=True,
         body=Sync,
         limit=SYNC_LIMIT,
         summary="Take a peer's changes",

@@ -15,7 +15,7 @@ from elkeid.config import Settings
 from elkeid.discovery.api import Node, RegistryRoutes, make_api
 from elkeid.discovery.registry import Registry
 from elkeid.errors import ConfigError
-from elkeid.metrics import DiscoveryMetrics
+from elkeid.metrics import DiscoveryMetrics, SignedRequestMetrics
 from elkeid.web.plain import Liveness
 from elkeid.web.signed import SD_REASONS, SignatureCheck
 from elkeid.web.site import FaceSite, listen
@@ -69,10 +69,12 @@ class DiscoveryRole:
             monotonic=monotonic,
             random=random,
         )
+        check = SignatureCheck(keys.aksk, wall, SD_REASONS)
+        SignedRequestMetrics(self.metrics.registry, check.seen.figures)
         api = make_api(
             routes,
             Liveness(self._problems),
-            SignatureCheck(keys.aksk, wall, SD_REASONS),
+            check,
             self.metrics,
             settings.discovery.metrics_networks,
         )

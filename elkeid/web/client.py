@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from secrets import token_urlsafe
 from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -30,6 +31,7 @@ CONNECT_TIMEOUT = 3.0  # seconds; a host that is gone must not use up the call's
 ANSWER_LIMIT = 4 * MiB  # bytes; callers that expect a whole fleet's status ask for more
 IDLE_SECONDS = 20  # a kept connection is dropped before the server drops it (30 s)
 KEPT_CONNECTIONS = 2  # per host
+NONCE_RANDOM = 16  # bytes of chance in the nonce of a signed request
 
 T = TypeVar("T")
 
@@ -125,7 +127,8 @@ class JsonClient:
         clock: for deadlines.
         agent: makes the requests: `http_agent`, or one in memory.
         wall: seconds since the epoch, for signatures and to measure skew.
-        credentials: sign every request with these.
+        credentials: sign every request with these, and with a nonce in its query that no other
+            request has.
     """
 
     def __init__(
@@ -230,10 +233,12 @@ class JsonClient:
         if body:
             headers.setRawHeaders("content-type", ["application/json"])
         began = self._wall()
+        target = url
         if self._credentials is not None:
-            self._sign(headers, method, url, body, began)
+            target += f"{'&' if '?' in url else '?'}nonce={token_urlsafe(NONCE_RANDOM)}"
+            self._sign(headers, method, target, body, began)
         response = await self._agent.request(
-            method.encode(), url.encode(), headers, _Whole(body) if body else None
+            method.encode(), target.encode(), headers, _Whole(body) if body else None
         )
         content = await _collect(response, limit, url)
         return Reply(response.code, content, _skew(response, (began + self._wall()) / 2))

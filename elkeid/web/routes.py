@@ -73,7 +73,9 @@ class Route:
     ``path`` is in Klein's syntax (``/shared/Download/<string:name>``), whole, and without a
     trailing slash: both spellings are served. ``limit`` is the largest body in bytes.
     ``answer`` is the type of ``data`` in a success, for documentation. ``levels`` are those of
-    the users that may call a route of kind ``TOKEN``; without any, nobody may.
+    the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
+    that a signed request without a nonce may come again as it is: it changes nothing the second
+    time, and stock clients send it so.
     """
 
     method: str
@@ -86,6 +88,7 @@ class Route:
     limit: int = BODY_LIMIT
     answer: Any = None
     levels: frozenset[int] = frozenset()
+    repeats: bool = False
 
 
 class Routes:
@@ -112,6 +115,7 @@ class Routes:
         limit: int = BODY_LIMIT,
         answer: Any = None,
         levels: frozenset[int] = frozenset(),
+        repeats: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler under ``method`` and ``path``."""
 
@@ -128,6 +132,7 @@ class Routes:
                     limit=limit,
                     answer=answer,
                     levels=levels,
+                    repeats=repeats,
                 )
             )
             return handler

@@ -32,6 +32,9 @@ class Reason(Enum):
     TIME_OFF = "timestamp error"
     UNKNOWN_KEY = "User not exist"
     WRONG_SIGNATURE = "signature error"
+    NONCE_SEEN = "nonce seen before"
+    NONCE_UNFIT = "nonce unfit"
+    REPEATED = "request seen before: sign a nonce"
 
 
 class SignatureRefused(PeerError):
@@ -87,7 +90,6 @@ def verify(
     body: bytes,
     now: float,
     keys: Mapping[str, str],
-    verbatim: bool = False,
 ) -> str:
     """Check a request's signature.
 
@@ -100,9 +102,8 @@ def verify(
         query: what follows ``?``, undecoded.
         body: of the request.
         now: unix seconds, our clock.
-        keys: secret key by access key, all of these lower-case.
-        verbatim: whether a signature made with the AK in the header's own case holds, too;
-            one made with the AK in lower case always does.
+        keys: secret key by access key, all of these lower-case. A key sent in another case is
+            the same key; the signature may be made with it in lower case or as it was sent.
 
     Returns:
         The access key, in lower case.
@@ -123,7 +124,7 @@ def verify(
     if sk is None:
         raise SignatureRefused(Reason.UNKNOWN_KEY)
     given = signature.encode("utf-8", "surrogateescape")
-    for signed_with in (name, ak) if verbatim else (name,):
+    for signed_with in (name, ak) if ak != name else (name,):
         expected = sign(method, path, query, signed_with, sk, timestamp, body)
         if hmac.compare_digest(expected.encode(), given):
             return name

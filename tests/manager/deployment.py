@@ -111,6 +111,12 @@ class Got:
         return body["data"]
 
 
+class Since(msgspec.Struct):
+    """Query of ``/conn/stat``."""
+
+    since: str = ""
+
+
 class ScriptedAc:
     """An AgentCenter's HTTP API whose answers tests choose.
 
@@ -126,7 +132,7 @@ class ScriptedAc:
         self.answer: Answer | None = None
         self.slow = False
         self.ahead = 0
-        self.asked: list[str] = []  # raw queries
+        self.asked: list[str] = []  # cursors
         self._run, self._change = 1, 0
         self._changed: dict[str, int] = {}
         self._gone: dict[str, int] = {}
@@ -147,10 +153,10 @@ class ScriptedAc:
         self.network.ports.pop(self.port)
         self.site.close()
 
-    @routes.get("/conn/stat", summary="as told")
-    async def stat(self, call: Call) -> object:
+    @routes.get("/conn/stat", query=Since, summary="as told")
+    async def stat(self, call: Call[Since]) -> object:
         """What changed since a cursor of this run, or everything."""
-        self.asked.append(call.raw_query.decode())
+        self.asked.append(call.query.since)
         call.answer_headers["date"] = formatdate(self.network.wall() + self.ahead, usegmt=True)
         if self.slow:
             await Deferred()
@@ -160,7 +166,7 @@ class ScriptedAc:
         if not self.cursors:
             return Answer(200, body | {"data": list(self.agents.values())})
         since = -1
-        run, _, number = call.raw_query.decode().removeprefix("since=").partition("-")
+        run, _, number = call.query.since.partition("-")
         if run == str(self._run):
             since = int(number)
         return Answer(

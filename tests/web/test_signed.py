@@ -25,8 +25,13 @@ class Signed:
 
     routes = Routes(auth=AuthKind.SIGNED)
 
-    @routes.post("/registry/register", summary="Echo")
+    @routes.post("/registry/register", repeats=True, summary="Echo")
     async def register(self, call: Call) -> object:
+        """Echo."""
+        return call.identity
+
+    @routes.post("/command", summary="Echo")
+    async def command(self, call: Call) -> object:
         """Echo."""
         return call.identity
 
@@ -50,7 +55,7 @@ class SignedTests(SynchronousTestCase):
 
     def serve(self, now: float = NOW, **words: Any) -> StubTreq:
         """A face in whose opinion it is ``now``."""
-        check = SignatureCheck({AK: SK}, lambda: now, **words)
+        self.check = check = SignatureCheck({AK: SK}, lambda: now, **words)
         envelope = CodeEnvelope({1: "auth failed"}, {AuthenticationFailed: 1}, 3)
         return StubTreq(Api(envelope, [Signed()], {AuthKind.SIGNED: check}))
 
@@ -63,6 +68,12 @@ class SignedTests(SynchronousTestCase):
             http.request(method, f"http://x{path}", headers=headers, data=body)
         )
         return response.code, json.loads(self.successResultOf(response.content()))["data"]
+
+    def signed(self, method: str, path: str, query: str = "") -> tuple[int, Any]:
+        """A soundly signed request."""
+        signature = sign(method, path, query, AK, SK, NOW, b"")
+        headers = {"AccessKey": AK, "TimeStamp": str(NOW), "Signature": signature}
+        return self.ask(method, f"{path}?{query}" if query else path, headers)
 
     def register(self, http: StubTreq | None = None, **changed: Any) -> tuple[int, Any]:
         """The vector's request, with some headers changed."""
@@ -125,3 +136,36 @@ class SignedTests(SynchronousTestCase):
             headers = {"AccessKey": AK, "TimeStamp": str(NOW), "Signature": signature}
             url = f"{path}?{query}" if query else path
             self.assertEqual(self.ask("GET", url, headers), (200, AK), path)
+
+    def test_nonces(self) -> None:
+        """A signed nonce is good once, on every route; upstream's routes do not look at it."""
+        for method, path in [("POST", "/command"), ("GET", "/conn/list")]:
+            self.assertEqual(self.signed(method, path, f"nonce={method}"), (200, AK))
+            self.assertEqual(
+                self.signed(method, path, f"nonce={method}"), (403, "nonce seen before")
+            )
+        self.assertEqual(self.signed("POST", "/registry/register", "a=1&nonce=x"), (200, AK))
+        answer = self.signed("POST", "/registry/register", "a=1&nonce=x")
+        self.assertEqual(answer, (403, "nonce seen before"))
+        long = self.signed("POST", "/command", "nonce=" + "x" * 129)
+        self.assertEqual(long, (403, "nonce unfit (more than 128 bytes)"))
+
+    def test_repeats(self) -> None:
+        """Without a nonce a change is taken once, in either spelling; what may repeat, often."""
+        refused = (403, "request seen before: sign a nonce")
+        self.assertEqual(self.signed("POST", "/command"), (200, AK))
+        self.assertEqual(self.signed("POST", "/command"), refused)
+        self.assertEqual(self.signed("POST", "/command/"), refused)
+        for _ in range(2):
+            self.assertEqual(self.signed("GET", "/conn/list"), (200, AK))
+            self.assertEqual(self.register(), (200, AK))
+
+    def test_unsigned_requests_are_not_remembered(self) -> None:
+        """A peer without a key cannot fill what is remembered, nor use up another's nonce."""
+        for number in range(100):
+            headers = {"AccessKey": AK, "TimeStamp": str(NOW), "Signature": "0" * 64}
+            answer = self.ask("POST", f"/command?nonce={number}", headers)
+            self.assertEqual(answer, (403, "signature error"))
+        self.assertEqual(len(self.check.seen), 0)
+        self.assertEqual(self.signed("POST", "/command", "nonce=7"), (200, AK))
+        self.assertEqual(len(self.check.seen), 1)
