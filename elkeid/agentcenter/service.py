@@ -3,6 +3,7 @@
 import socket
 import time
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -17,6 +18,7 @@ from twisted.python.threadpool import ThreadPool
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.manager_client import ManagerClient
+from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
@@ -124,6 +126,7 @@ class AgentCenterRole:
             ENVELOPE,
             (
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
+                ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 Liveness(self._problems),
             ),
             {AuthKind.SIGNED: check},
