@@ -207,6 +207,12 @@ class ManagerMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.uploads = Counter(
+            "elkeid_manager_uploads",
+            "Files that agents uploaded, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
         self.logins = Counter(
             "elkeid_manager_logins", "Logins by outcome", ["outcome"], registry=registry
         )

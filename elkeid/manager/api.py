@@ -14,7 +14,9 @@ from elkeid.manager.codes import (
     UNKNOWN_ERROR,
 )
 from elkeid.manager.filter import FilterError
+from elkeid.manager.shared_api import refusal_of
 from elkeid.manager.store.store import StoreBusy
+from elkeid.manager.uploads import UploadRefused
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
 from elkeid.web.api import Api, Authenticator, Group
@@ -120,6 +122,7 @@ def make_api(
         checks,
         {
             LoginRefused: lambda error: CodedRefusal(AUTH_FAILED, str(error)),
+            UploadRefused: refusal_of,
             FilterError: lambda error: ParameterInvalid(str(error)),
             StoreBusy: lambda error: Busy(str(error)),
             StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),

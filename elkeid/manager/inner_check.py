@@ -6,12 +6,15 @@ from elkeid.web.plain import Networks
 from elkeid.web.refusals import AccessDenied, AuthenticationFailed
 from elkeid.web.routes import Call
 from elkeid.web.signed import SignatureCheck
+from elkeid.wire.replay import nonce_of
 
 SIGNATURE_HEADERS = ("AccessKey", "TimeStamp", "Signature")
 
 
 class InnerCheck:
     """Authenticates a call by its signature, and by the network that it comes from.
+
+    Whoever signs is one of ours, and signs a nonce.
 
     The identity is the access key; None for a call without a signature, where such are taken.
 
@@ -30,6 +33,7 @@ class InnerCheck:
         accept_unsigned: bool,
     ) -> None:
         self._signature = SignatureCheck(keys, now)
+        self.seen = self._signature.seen
         self._networks, self._accept_unsigned = Networks(networks), accept_unsigned
 
     def __call__(self, call: Call) -> str | None:
@@ -39,7 +43,10 @@ class InnerCheck:
         unsigned = all(call.header(name) is None for name in SIGNATURE_HEADERS)
         if unsigned and self._accept_unsigned:
             return None
-        return self._signature(call)
+        access_key = self._signature(call)
+        if not nonce_of(call.raw_query.decode("latin-1")):
+            raise AuthenticationFailed("sign a nonce in the query")
+        return access_key
 
 
 def signed_only(call: Call) -> None:

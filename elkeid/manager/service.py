@@ -25,10 +25,12 @@ from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
 from elkeid.manager.passwords import HASHER, Passwords
+from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.engine import Database, default_url
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
+from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
-from elkeid.metrics import ManagerMetrics
+from elkeid.metrics import ManagerMetrics, SignedRequestMetrics
 from elkeid.tls import api_server_options, https_policy
 from elkeid.web.api import Api, Authenticator
 from elkeid.web.client import Credentials, JsonClient, http_agent
@@ -112,25 +114,38 @@ class ManagerRole:
             poll_seconds=manager.poll_seconds,
         )
         self._liveness = Liveness(self.problems, PONG)
+        inner_check = InnerCheck(
+            keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
+        )
+        SignedRequestMetrics(self.metrics.registry, inner_check.seen.figures)
         self._checks: dict[AuthKind, Authenticator] = {
             AuthKind.TOKEN: TokenCheck(self.access),
-            AuthKind.SIGNED: InnerCheck(
-                keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
-            ),
+            AuthKind.SIGNED: inner_check,
         }
+        self.uploads = Uploads(
+            settings.server.data_dir / "uploads",
+            self.store,
+            threads,
+            wall,
+            manager.upload_quota_bytes,
+        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
-        inner = InnerRoutes(self.store, self.metrics, drops, wall)
+        inner = [
+            InnerRoutes(self.store, self.metrics, drops, wall),
+            UploadRoutes(self.uploads, self.metrics),
+        ]
         groups = [
             UserRoutes(self.access, self.metrics),
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall),
-            inner,
+            DownloadRoutes(self.uploads),
+            *inner,
         ]
         self.api = self._face(groups)
         self.plain_api = self.api
         if not is_loopback(manager.listen) and not manager.plain_http:
             where = f"the API is served over TLS only, on port {manager.tls_port}"
-            self.plain_api = self._face([inner, ElsewhereRoutes(where)])
+            self.plain_api = self._face([*inner, ElsewhereRoutes(where)])
         self._sites: list[FaceSite] = []
         self._ports: list[IListeningPort] = []
 
@@ -155,6 +170,7 @@ class ManagerRole:
         await self.store.open()
         await self.access.start()
         await self.agents.start()
+        await self.uploads.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -166,7 +182,7 @@ class ManagerRole:
         self.discovery.watch(AC_NAME, self.polls.changed)
 
     def _open(self, api: Api, port: int, setting: str, tls: Any) -> None:
-        site = FaceSite(api, self._reactor)
+        site = FaceSite(api, self._reactor, spool_dir=self.uploads.folder)
         self._sites.append(site)
         listen_on = self._settings.manager.listen
         self._ports.append(listen(self._reactor, site, listen_on, port, setting=setting, tls=tls))

@@ -1,7 +1,7 @@
 """What goes back to a client: whole answers, and the envelopes of the HTTP faces."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from attrs import Factory, frozen
@@ -43,6 +43,21 @@ class Enveloped:
 
     data: object
     beside: Mapping[str, object] = Factory(dict)
+    headers: Mapping[str, str] = Factory(dict)
+
+
+@frozen
+class FileAnswer:
+    """A file as the whole answer, sent as fast as the client takes it.
+
+    Args:
+        file: at the position to begin from; closed when it is sent or the client is gone.
+        size: bytes from there.
+        headers: more headers; ``content-type`` among them.
+    """
+
+    file: IO[bytes]
+    size: int
     headers: Mapping[str, str] = Factory(dict)
 
 

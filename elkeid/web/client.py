@@ -230,7 +230,7 @@ class JsonClient:
         headers = Headers()
         for name, value in more.items():
             headers.setRawHeaders(name, [value])
-        if body:
+        if body and not headers.hasHeader("content-type"):
             headers.setRawHeaders("content-type", ["application/json"])
         began = self._wall()
         target = url

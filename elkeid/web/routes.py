@@ -19,6 +19,7 @@ from twisted.web.http_headers import Headers
 from typing_extensions import TypeVar
 
 from elkeid.web.schemas import BodySchema, QuerySchema
+from elkeid.web.spool import Spool
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -50,6 +51,7 @@ class Call(Generic[Query, Body]):
     headers: Headers
     peer: str
     raw_body: bytes = b""
+    spool: Spool | None = None  # the body of a route that keeps it on disk
     parts: Mapping[str, str] = Factory(dict)
     identity: Any = None
     query: Query = None  # type: ignore[assignment]
@@ -75,7 +77,8 @@ class Route:
     ``answer`` is the type of ``data`` in a success, for documentation. ``levels`` are those of
     the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
     that a signed request without a nonce may come again as it is: it changes nothing the second
-    time, and stock clients send it so.
+    time, and stock clients send it so. The body of a ``spooled``
+    route is kept on disk, in `Call.spool`, and not decoded.
     """
 
     method: str
@@ -89,6 +92,7 @@ class Route:
     answer: Any = None
     levels: frozenset[int] = frozenset()
     repeats: bool = False
+    spooled: bool = False
 
 
 class Routes:
@@ -116,6 +120,7 @@ class Routes:
         answer: Any = None,
         levels: frozenset[int] = frozenset(),
         repeats: bool = False,
+        spooled: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler under ``method`` and ``path``."""
 
@@ -133,6 +138,7 @@ class Routes:
                     answer=answer,
                     levels=levels,
                     repeats=repeats,
+                    spooled=spooled,
                 )
             )
             return handler

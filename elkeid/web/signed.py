@@ -50,6 +50,7 @@ class SignatureCheck:
                 body=call.raw_body,
                 now=now,
                 keys=self._keys,
+                hashed=None if call.spool is None else call.spool.body_hash,
             )
             assert signature is not None
             repeats = call.route is not None and call.route.repeats

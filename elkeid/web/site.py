@@ -8,6 +8,7 @@ that sends too slowly is dropped.
 
 import errno
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -32,6 +33,8 @@ from elkeid.errors import OperatorError
 from elkeid.web.answers import JSON_TYPE
 from elkeid.web.api import Api
 from elkeid.web.refusals import BodyTooLarge, Busy, InternalFault, ParameterInvalid, Refusal
+from elkeid.web.routes import BODY_LIMIT
+from elkeid.web.spool import Spool
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -45,7 +48,8 @@ class FaceLimits:
     to ServiceDiscovery open for nothing. ``request_seconds``: for one request to arrive whole.
     ``drain_seconds``, ``drain_bytes``: how long and how much is read after a refusal, so that
     the peer sees the answer instead of a reset. ``connections``: at once. ``bodies_bytes``:
-    all bodies that are in memory at once.
+    all bodies that are in memory at once. ``spool_bytes``, ``spool_seconds``: all bodies that are
+    on disk at once, and for one of these to arrive whole (300 MiB in 5 minutes is 1 MiB/s).
     """
 
     idle_seconds: float = 30.0
@@ -54,19 +58,22 @@ class FaceLimits:
     drain_bytes: int = 16 * MiB
     connections: int = 10_000
     bodies_bytes: int = 128 * MiB
+    spool_bytes: int = 1024 * MiB
+    spool_seconds: float = 300.0
 
 
 class BoundedRequest(Request):
-    """A request whose body is kept in memory, up to its route's limit."""
+    """A request whose body is kept in memory, or on disk, up to its route's limit."""
 
     log = Logger()
     channel: Any  # the untyped BoundedChannel; None once the connection is lost
-    content: Any  # a BytesIO, once the headers are complete
+    content: Any  # a BytesIO or Spool, once the headers are complete
     defaultContentType = None
 
     _refused = False
     _limit = 0
-    _held = 0  # bytes of the face's budget for bodies
+    _spooled = False
+    _held = 0  # bytes of the face's budget for bodies, in memory or on disk
     _discarded = 0
     _drain: IDelayedCall | None = None
 
@@ -80,14 +87,27 @@ class BoundedRequest(Request):
         if length == 0:
             return
         site: FaceSite = self.channel.site
-        self._limit = site.api.body_limit(self.channel._command, self.channel._path)
-        self._admit(length or 0)
+        route = site.api.route_of(self.channel._command, self.channel._path)
+        self._limit = BODY_LIMIT if route is None else route.limit
+        self._spooled = route is not None and route.spooled
+        if self._admit(length or 0) and self._spooled:
+            self.channel.request_seconds = site.limits.spool_seconds
+            try:
+                self.content = Spool(site.spool_dir)
+            except OSError as error:
+                self._disk_full(error)
 
     def _admit(self, size: int) -> bool:
         """Refuse unless a body of ``size`` bytes in all may be taken."""
         site: FaceSite = self.channel.site
         if size > self._limit:
             self._refuse(BodyTooLarge(self._limit))
+        elif self._spooled:
+            if site.spooled + size - self._held > site.limits.spool_bytes:
+                self._refuse(Busy("too many large requests at once"))
+            elif size > self._held:
+                site.spooled += size - self._held
+                self._held = size
         elif site.held + size - self._held > site.limits.bodies_bytes:
             self._refuse(Busy("too many large requests at once"))
         elif size > self._held:
@@ -95,10 +115,17 @@ class BoundedRequest(Request):
             self._held = size
         return not self._refused
 
+    def _disk_full(self, error: OSError) -> None:
+        self.log.error("a large request cannot be kept: {error}", error=error)
+        self._refuse(Busy("no room for large requests"))
+
     def handleContentChunk(self, data: bytes) -> None:
         """Keep a piece of the body, or discard it after a refusal."""
         if not self._refused and self._admit(self.content.tell() + len(data)):
-            self.content.write(data)
+            try:
+                self.content.write(data)
+            except OSError as error:
+                self._disk_full(error)
             return
         self._discarded += len(data)
         if self._discarded > self.channel.site.limits.drain_bytes:
@@ -109,6 +136,7 @@ class BoundedRequest(Request):
         self._refused = True
         self.requestHeaders.removeHeader(b"expect")  # no "100 Continue" after the answer
         self._release()
+        self.content.close()
         self.content = BytesIO()
         channel = self.channel
         channel.persistent = False
@@ -163,7 +191,11 @@ class BoundedRequest(Request):
 
     def _release(self) -> None:
         if self._held:
-            self.channel.site.held -= self._held
+            site: FaceSite = self.channel.site
+            if self._spooled:
+                site.spooled -= self._held
+            else:
+                site.held -= self._held
             self._held = 0
 
 
@@ -174,6 +206,7 @@ class BoundedChannel(HTTPChannel):
     transport: Any  # plain TCP or TLS
     _began: float | None = None  # when the first byte of the current request came
     _over = False  # nothing more is read
+    request_seconds = 0.0  # for the current request to arrive whole; set with its headers
 
     def connectionMade(self) -> None:
         """Take the connection, unless the face has too many."""
@@ -192,7 +225,7 @@ class BoundedChannel(HTTPChannel):
             now = self.site.reactor.seconds()
             if self._began is None:
                 self._began = now
-            elif now - self._began > self.site.limits.request_seconds:
+            elif now - self._began > (self.request_seconds or self.site.limits.request_seconds):
                 self.abort()
                 return
         super().dataReceived(data)
@@ -215,6 +248,7 @@ class BoundedChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         """A request is whole."""
         self._began = None
+        self.request_seconds = 0.0
         super().allContentReceived()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
@@ -249,12 +283,23 @@ class FaceSite(Site):
         api: what to serve.
         reactor: for timeouts.
         limits: see `FaceLimits`.
+        spool_dir: where bodies of spooled routes are kept; such routes need one.
     """
 
     protocol: Any = BoundedChannel  # not the proxy that could turn into HTTP/2
     noisy = False
 
-    def __init__(self, api: Api, reactor: IReactorTime, limits: FaceLimits | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        reactor: IReactorTime,
+        limits: FaceLimits | None = None,
+        spool_dir: Path | None = None,
+    ) -> None:
+        if spool_dir is None and any(route.spooled for route in api.routes):
+            raise ValueError("routes that keep bodies on disk need spool_dir")
+        self.spool_dir = spool_dir or Path()
+        self.spooled = 0  # bytes of bodies on disk
         self.api, self.limits = api, limits or FaceLimits()
         self.channels: set[BoundedChannel] = set()  # open connections
         self.held = 0  # bytes of bodies in memory

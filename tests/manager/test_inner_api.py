@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.store import results, tags
 from elkeid.web.client import Credentials, Reply
+from elkeid.wire.signature import sign
 from tests.web.memory import NOW
 
 from .deployment import AK, SK, Deployment
@@ -85,6 +86,18 @@ class SignatureTests(_Case):
                 answer = msgspec.json.decode(reply.body)
                 self.assertEqual((reply.status, answer["code"]), (401, 1), path)
                 self.assertIn(reason, answer["data"], path)
+
+    def test_a_call_counts_once(self) -> None:
+        """What was overheard cannot be played again, and a call without a nonce is none of ours."""
+        network, port = self.deployment.network, self.deployment.settings.manager.port
+        for query, statuses in (("?nonce=n1", (200, 401)), ("", (401,))):
+            stamp = str(NOW)
+            signature = sign("GET", CLUSTERS, query[1:], AK, SK, stamp)
+            headers = {"AccessKey": AK, "TimeStamp": stamp, "Signature": signature}
+            url = f"http://127.0.0.1:{port}{CLUSTERS}{query}"
+            for status in statuses:
+                reply = network.run(network.client().get(url, headers=headers))
+                self.assertEqual(reply.status, status, reply.body)
 
     def test_user_tokens_do_not_open_them(self) -> None:
         """An operator's login is no AgentCenter."""

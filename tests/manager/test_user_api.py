@@ -27,11 +27,12 @@ TOKEN_ROUTES: list[tuple[str, str, Any]] = [
 ]
 """Open to every level."""
 
-SOME_LEVELS: list[tuple[str, str, Any]] = [
+OTHER_ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/api/v1/agent/getDefaultConfig", None),
     ("POST", "/api/v1/agent/updateDefaultConfig", {}),
+    ("GET", "/api/v6/shared/Download/some-name", None),
 ]
-"""Open to some, as the tests of each say."""
+"""Tested with their subjects."""
 
 
 class _Case(SynchronousTestCase):
@@ -100,7 +101,7 @@ class LoginTests(_Case):
     def test_tokens_and_passwords_are_not_stored_in_clear(self) -> None:
         """Whoever reads the database gets no way in."""
         token, password = self.deployment.login(), self.deployment.first_password()
-        for path in (self.deployment.folder / "data").iterdir():
+        for path in (self.deployment.folder / "data").glob("manager.db*"):
             self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600, path)
             content = path.read_bytes()
             self.assertNotIn(token.encode(), content)
@@ -170,7 +171,7 @@ class TokenTests(_Case):
 
     def test_without_a_living_token(self) -> None:
         """Every route but login answers 401 in JSON to a missing, unknown or absurd token."""
-        for method, path, body in [*TOKEN_ROUTES, *SOME_LEVELS]:
+        for method, path, body in [*TOKEN_ROUTES, *OTHER_ROUTES]:
             for token in (None, "", "seesion-x-y", "x" * 300, "é"):
                 got = self.call(method, path, body, token=token)
                 self.assertEqual((got.status, got.json["code"]), (401, 1), (path, token))
@@ -287,7 +288,7 @@ class LevelTests(_Case):
             for route in self.deployment.manager.api.routes
             if route.auth is AuthKind.TOKEN
         }
-        self.assertEqual(len(declared), len(TOKEN_ROUTES) + len(SOME_LEVELS))
+        self.assertEqual(len(declared), len(TOKEN_ROUTES) + len(OTHER_ROUTES))
 
 
 class PasswordTests(_Case):
@@ -350,7 +351,7 @@ class PlainPortTests(SynchronousTestCase):
         self.assertIn(6702, deployment.network.ports)
         self.assertEqual(deployment.call("GET", "/ping").status, 200)
         self.assertEqual(deployment.call("GET", "/metrics").status, 200)
-        for method, path, body in [("POST", LOGIN, {}), *TOKEN_ROUTES, *SOME_LEVELS]:
+        for method, path, body in [("POST", LOGIN, {}), *TOKEN_ROUTES, *OTHER_ROUTES]:
             got = deployment.call(method, path, body, token="x")
             self.assertEqual((got.status, got.json["code"]), (403, 1))
             self.assertIn("port 6702", got.json["data"])

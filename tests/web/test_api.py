@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.web.answers import CodeEnvelope
 from elkeid.web.api import Api
-from elkeid.web.routes import Call, Routes
+from elkeid.web.routes import BODY_LIMIT, Call, Routes
 from elkeid.web.site import FaceSite
 
 from .memory import MemoryNetwork, RawConnection
@@ -219,7 +219,8 @@ class ApiTests(SynchronousTestCase):
             (b"POST", b"/\xff", 1 << 20),
             (b"POST", b"*", 1 << 20),
         ]:
-            self.assertEqual(self.sample.api.body_limit(method, target), limit, target)
+            route = self.sample.api.route_of(method, target)
+            self.assertEqual(BODY_LIMIT if route is None else route.limit, limit, target)
 
 
 class LeavingTests(SynchronousTestCase):

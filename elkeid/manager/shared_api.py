@@ -1,0 +1,94 @@
+"""``/api/v6/shared``: files that agents upload, and their way to operators."""
+
+import re
+
+from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
+from elkeid.manager.roles import EVERY_USER
+from elkeid.manager.uploads import HashMissing, UploadRefused, Uploads
+from elkeid.metrics import ManagerMetrics
+from elkeid.web.answers import FileAnswer
+from elkeid.web.multipart import boundary_of
+from elkeid.web.refusals import CodedRefusal, NoSuchRoute, ParameterInvalid
+from elkeid.web.routes import AuthKind, Call, MiB, Routes
+
+UPLOAD_BYTES = 320 * MiB
+"""Body of an upload: 600 pieces of at most 512,000 bytes are the most that an agent sends."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
+
+
+class UploadRoutes:
+    """Takes files from AgentCenters.
+
+    Args:
+        uploads: where they go.
+        metrics: counts.
+    """
+
+    routes = Routes("/api/v6/shared", auth=AuthKind.SIGNED)
+
+    def __init__(self, uploads: Uploads, metrics: ManagerMetrics) -> None:
+        self._uploads, self._metrics = uploads, metrics
+
+    @routes.post(
+        "/Upload",
+        limit=UPLOAD_BYTES,
+        spooled=True,
+        answer=str,
+        summary="Take a file that an agent uploaded",
+    )
+    async def upload(self, call: Call) -> object:
+        """The name under which it is stored; a content that is there already keeps its name."""
+        outcome = "refused"
+        try:
+            if call.spool is None or not call.spool.tell():
+                raise ParameterInvalid("body: empty")
+            name = await self._uploads.take(
+                call.spool.reader(), call.spool.tell(), boundary_of(call.header("content-type"))
+            )
+            outcome = "stored"
+            return name
+        finally:
+            self._metrics.uploads.labels(outcome).inc()
+
+
+class DownloadRoutes:
+    """Gives them to operators.
+
+    Args:
+        uploads: where they are.
+    """
+
+    routes = Routes("/api/v6/shared", auth=AuthKind.TOKEN)
+
+    def __init__(self, uploads: Uploads) -> None:
+        self._uploads = uploads
+
+    @routes.get(
+        "/Download/<string:name>",
+        levels=EVERY_USER,
+        answer=bytes,
+        summary="Download a file",
+    )
+    async def download(self, call: Call) -> object:
+        """404 for a name that there is not."""
+        name = call.parts["name"]
+        found = await self._uploads.open(name) if _NAME.match(name) else None
+        if found is None:
+            raise NoSuchRoute("there is no file of this name")
+        file, upload = found
+        return FileAnswer(
+            file,
+            upload.size,
+            {
+                "content-type": "application/octet-stream",
+                "content-disposition": f'attachment; filename="{upload.name}"',
+                "x-content-type-options": "nosniff",
+            },
+        )
+
+
+def refusal_of(error: UploadRefused) -> CodedRefusal:
+    """The answer to a file that cannot be taken."""
+    code = PARAM_INVALID if isinstance(error, HashMissing) else UNKNOWN_ERROR
+    return CodedRefusal(code, str(error))

@@ -1,0 +1,176 @@
+"""Files that agents uploaded: kept in a folder, each named in the database once it is whole.
+
+A file is written under a name of its own, told to the disk, noted in the database and only then
+given its name; what a crash leaves of that order is put right at the next start.
+"""
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import md5, sha256
+from pathlib import Path
+from typing import IO
+
+from sqlalchemy import Connection
+from twisted.logger import Logger
+
+from elkeid.errors import RequestRefused
+from elkeid.manager.store.store import Store, Threads
+from elkeid.manager.store.uploads import (
+    Upload,
+    add_upload,
+    find_upload,
+    same_upload,
+    upload_names,
+    uploads_bytes,
+)
+from elkeid.web.multipart import read_form
+
+PART = ".part"
+
+
+class UploadRefused(RequestRefused):
+    """A file cannot be taken; the text says why."""
+
+
+class HashMissing(UploadRefused):
+    """The form does not say what the file's MD5 is."""
+
+
+class QuotaSpent(UploadRefused):
+    """All files together would take more than they may."""
+
+
+class Uploads:
+    """The files.
+
+    Args:
+        folder: where they lie; made at the start, 0700.
+        store: open.
+        threads: where files are read and written.
+        wall: seconds since the epoch.
+        quota: bytes that all of them may take.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, folder: Path, store: Store, threads: Threads, wall: Callable[[], float], quota: int
+    ) -> None:
+        self.folder, self._store, self._threads = folder, store, threads
+        self._wall, self._quota = wall, quota
+        self._under_way = 0  # bytes of bodies that are being stored
+
+    async def start(self) -> None:
+        """Make the folder, and put right what a crash has left."""
+        names = await self._store.read(upload_names)
+        await self._threads.run(self._tidy, names)
+
+    def _tidy(self, names: set[str]) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if path.name not in names:
+                self.log.info("{path} was never finished: removed", path=str(path))
+                path.unlink()
+        for name in names:
+            if not (self.folder / name).exists():
+                self.log.error("{path} is missing", path=str(self.folder / name))
+
+    async def known(self, md5_hex: str) -> str | None:
+        """The name of a stored file with this MD5."""
+        found = await self._store.read(same_upload, md5_hex)
+        return None if found is None else found.name
+
+    async def take(self, body: IO[bytes], size: int, boundary: bytes) -> str:
+        """Store the file of a form with ``hash``, the MD5 of its part ``file``.
+
+        Args:
+            body: of the request; closed here.
+            size: of ``body``, bytes.
+            boundary: of the form.
+
+        Returns:
+            The file's name. It is on the disk.
+
+        Raises:
+            UploadRefused: no hash, no such content, another hash, no room.
+            ParameterInvalid: it is no form.
+        """
+        part = self.folder / f"{secrets.token_hex(16)}{PART}"
+        self._under_way += size
+        try:
+            held = await self._store.read(uploads_bytes)
+            if held + self._under_way > self._quota:
+                body.close()
+                raise QuotaSpent(f"files of agents take {held} of {self._quota} bytes already")
+            said, digests, written = await self._threads.run(self._write, body, boundary, part)
+            if digests is None:
+                known = await self.known(said)
+                if known is None:
+                    raise UploadRefused("no file")
+                return known
+            if said != digests[0]:
+                raise UploadRefused(f"hash: {said} was said, the file has {digests[0]}")
+            same = await self._store.read(same_upload, *digests)
+            if same is not None:
+                return same.name
+            stored = await self._store.write(self._add, digests, written, part)
+            return stored.name
+        finally:
+            self._under_way -= size
+            await self._threads.run(_remove, part)
+
+    def _write(
+        self, body: IO[bytes], boundary: bytes, part: Path
+    ) -> tuple[str, tuple[str, str] | None, int]:
+        """Copy the form's file to ``part``: what hash was said, what the file has, its size."""
+        weak, strong, size = md5(usedforsecurity=False), sha256(), 0
+        with (
+            body,
+            os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as to,
+        ):
+
+            def keep(piece: bytes) -> None:
+                nonlocal size
+                to.write(piece)
+                weak.update(piece)
+                strong.update(piece)
+                size += len(piece)
+
+            fields, found = read_form(body, boundary, "file", keep)
+            to.flush()
+            os.fsync(to.fileno())
+        said = fields.get("hash", "").lower()
+        if not said:
+            raise HashMissing("no file hash")
+        return said, (weak.hexdigest(), strong.hexdigest()) if found else None, size
+
+    def _add(
+        self, connection: Connection, digests: tuple[str, str], size: int, part: Path
+    ) -> Upload:
+        """Note the file and give it its name, before the transaction is committed."""
+        stored = add_upload(connection, *digests, size, int(self._wall()))
+        part.rename(self.folder / stored.name)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return stored
+
+    async def open(self, name: str) -> tuple[IO[bytes], Upload] | None:
+        """A stored file, to read; None where there is none of this name."""
+        found = await self._store.read(find_upload, name)
+        if found is None:
+            return None
+        return await self._threads.run(_open, self.folder / found.name), found
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")

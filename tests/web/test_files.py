@@ -1,0 +1,153 @@
+"""Bodies kept on disk, and files as answers."""
+
+import tempfile
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from elkeid.web.answers import CodeEnvelope, FileAnswer
+from elkeid.web.api import FILE_PIECE, Api
+from elkeid.web.refusals import BodyTooLarge
+from elkeid.web.routes import Call, Routes
+from elkeid.web.site import FaceLimits, FaceSite
+from elkeid.web.spool import Spool
+from tests.web.memory import RawConnection
+
+CONTENT = bytes(range(256)) * (FILE_PIECE // 256) * 5
+
+
+class _Files:
+    """Takes a body and gives a file."""
+
+    routes = Routes()
+
+    def __init__(self) -> None:
+        self.file = BytesIO(CONTENT)
+        self.bodies: list[tuple[int, str, bytes]] = []
+
+    @routes.get("/file", summary="a file")
+    async def give(self, call: Call) -> object:
+        """The whole of it."""
+        return FileAnswer(self.file, len(CONTENT), {"content-type": "application/octet-stream"})
+
+    @routes.post("/body", summary="a body", spooled=True, limit=100_000)
+    async def take(self, call: Call) -> object:
+        """Its size, hash and content."""
+        assert call.spool is not None
+        with call.spool.reader() as body:
+            self.bodies.append((call.spool.tell(), call.spool.body_hash, body.read()))
+
+
+class _Case(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.files = _Files()
+        self.clock = Clock()
+        envelope = CodeEnvelope({0: "success"}, {BodyTooLarge: 2}, 3)
+        self.site = FaceSite(
+            Api(envelope, [self.files]),
+            self.clock,
+            FaceLimits(spool_bytes=250_000),
+            spool_dir=Path(tempfile.mkdtemp()),
+        )
+
+    def connection(self) -> Any:
+        """A client."""
+        return RawConnection(self.site)
+
+
+class FileAnswerTests(_Case):
+    def full_connection(self) -> Any:
+        """A client that has no room after each write."""
+        raw = self.connection()
+        write = raw.wire.write
+
+        def write_and_pause(data: bytes) -> None:
+            write(data)
+            raw.channel.pauseProducing()
+
+        self.patch(raw.wire, "write", write_and_pause)
+        return raw
+
+    def test_sent_as_fast_as_it_is_taken(self) -> None:
+        """A client that takes nothing has no more of the file read for it."""
+        raw = self.full_connection()
+        answer = raw.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        pieces = 0
+        while not self.files.file.closed:
+            self.assertLessEqual(self.files.file.tell(), (pieces + 1) * FILE_PIECE)
+            raw.channel.resumeProducing()
+            answer += raw.wire.value()
+            raw.wire.clear()
+            pieces += 1
+        self.assertEqual(pieces, 5)
+        self.assertTrue(answer.endswith(CONTENT))
+        self.assertIn(b"content-length: %d" % len(CONTENT), answer.lower())
+        self.assertTrue(self.files.file.closed)
+
+    def test_client_leaves(self) -> None:
+        """The file is closed when its client is gone."""
+        raw = self.full_connection()
+        raw.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        raw.channel.stopProducing()
+        raw.lose()
+        self.assertTrue(self.files.file.closed)
+
+
+class SpoolTests(_Case):
+    def post(self, size: int) -> bytes:
+        """A request's head."""
+        return b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+
+    def test_kept_whole(self) -> None:
+        """A body that comes in pieces is there whole, with its size and hash."""
+        body = CONTENT[:90_000]
+        raw = self.connection()
+        raw.send(self.post(len(body)))
+        for start in range(0, len(body), 7_001):
+            answer = raw.send(body[start : start + 7_001])
+        self.assertIn(b" 200 ", answer)
+        self.assertEqual(self.files.bodies, [(90_000, sha256(body).hexdigest(), body)])
+        self.assertEqual((self.site.spooled, self.site.held), (0, 0))
+
+    def test_limits(self) -> None:
+        """One too large is 413; beyond what all may take together it is 503."""
+        self.assertIn(b" 413 ", self.connection().send(self.post(100_001)))
+        raws = [self.connection() for _ in range(3)]
+        answers = [raw.send(self.post(90_000)) for raw in raws]
+        self.assertEqual([b" 503 " in each for each in answers], [False, False, True])
+        for raw in raws:
+            raw.lose()
+        self.assertEqual(self.site.spooled, 0)
+
+    def test_slow_bodies_have_their_own_time(self) -> None:
+        """A large body may take longer than other requests, and no longer than that."""
+        for seconds, lost in ((200, False), (400, True)):
+            raw = self.connection()
+            raw.send(self.post(90_000))
+            for _ in range(seconds // 10):
+                self.clock.advance(10)
+                raw.send(b"x")
+            self.assertEqual(raw.wire.disconnected or raw.wire.disconnecting, lost, seconds)
+            raw.lose()
+
+    def test_no_room(self) -> None:
+        """A disk that takes nothing costs the request, not the process."""
+        self.site.spool_dir = Path("/nonexistent")
+        self.assertIn(b" 503 ", self.connection().send(self.post(10)))
+        self.site.spool_dir = Path(tempfile.gettempdir())
+
+        def full(self: Spool, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        self.patch(Spool, "write", full)
+        self.assertIn(b" 503 ", self.connection().send(self.post(10) + b"x" * 10))
+        self.assertEqual(self.site.spooled, 0)
+
+    def test_a_face_needs_a_folder(self) -> None:
+        """A face with such a route and no folder for it is not made."""
+        with self.assertRaisesRegex(ValueError, "spool_dir"):
+            FaceSite(Api(CodeEnvelope({}, {}, 3), [self.files]), self.clock)
