@@ -333,6 +333,57 @@ class AgentCenterMetrics(Collector):
         )
 
 
+@frozen(kw_only=True)
+class ResultFigures:
+    """What the outbox of task results shows."""
+
+    waiting: int = 0
+    sent: int = 0  # over all runs, as the next three
+    set_aside: int = 0
+    expired: int = 0  # given up at the disk cap
+    dropped: int = 0  # not taken in: the disk was full
+    retries: int = 0  # since the start, as the next two
+    unreadable: int = 0
+    shortened: int = 0
+    bytes_on_disk: int = 0
+
+
+class ResultMetrics(Collector):
+    """What the outbox of task results counts, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], ResultFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of the outbox."""
+        now = self._read()
+        for name, text, value in (
+            ("waiting", "Task results that the Manager has not taken yet", now.waiting),
+            ("bytes", "Bytes of task results on disk", now.bytes_on_disk),
+        ):
+            yield _gauge(f"elkeid_ac_results_{name}", text, value)
+        for name, text, value in (
+            ("sent", "Task results that the Manager has taken", now.sent),
+            ("set_aside", "Task results that no Manager takes, or unreadable", now.set_aside),
+            ("expired", "Task results given up at results_cap_bytes", now.expired),
+            ("dropped", "Task results not kept, as the disk was full", now.dropped),
+            ("retries", "Calls with task results that failed", now.retries),
+            ("unreadable", "Task results whose body is empty or no Item", now.unreadable),
+            ("shortened", "Task results too large to be sent whole", now.shortened),
+        ):
+            yield _exact(f"elkeid_ac_results_{name}_total", text, (), {(): value})
+
+
 def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(name, documentation, value=value)
 

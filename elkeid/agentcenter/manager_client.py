@@ -7,17 +7,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from attrs import evolve
 
 from elkeid.errors import PeerError
-from elkeid.web.client import CallFailed, JsonClient
+from elkeid.web.client import CallFailed, JsonClient, Reply
+
+FINAL_STATUSES = (400, 413)
+PARAM_INVALID = 5
+"""The Manager's code for a body that breaks the schema; the same body would be refused again."""
 
 
 class ManagerRefused(PeerError):
-    """A Manager answered with a code other than 0; another member would answer alike."""
+    """A Manager answered with a code other than 0; another member would answer alike.
 
-    def __init__(self, code: int, reason: str) -> None:
+    ``final`` tells that the same request would be refused whenever it came.
+    """
+
+    def __init__(self, code: int, reason: str, status: int = 200) -> None:
         super().__init__(f"the Manager answered code {code}: {reason}")
         self.code = code
+        self.final = code == PARAM_INVALID or status in FINAL_STATUSES
+
+
+class NoSuchRoute(CallFailed):
+    """A Manager does not know the route, as a stock one those that are ours alone."""
 
 
 class ManagerAnswer(msgspec.Struct):
@@ -63,16 +76,25 @@ class ManagerClient:
                 reply = await self._http.post(
                     f"http://{member}{path}", body, seconds=share, limit=limit
                 )
-                answer = reply.decode(ManagerAnswer)
+                return _answer(reply)
             except CallFailed as error:
                 failure = error
                 # The one that fails is asked last from now on.
                 self._members.remove(member)
                 self._members.append(member)
-                continue
-            if answer.code:
-                reason = answer.data if isinstance(answer.data, str) else answer.msg
-                raise ManagerRefused(answer.code, reason)
-            return answer
         assert failure is not None
         raise failure
+
+
+def _answer(reply: Reply) -> ManagerAnswer:
+    """Take an answer, also one that stands under HTTP 400 or 413."""
+    if reply.status == 404:
+        raise NoSuchRoute(f"HTTP 404: {reply.excerpt()}")
+    refused = reply.status in FINAL_STATUSES
+    answer = evolve(reply, status=200).decode(ManagerAnswer) if refused else None
+    if answer is None or not answer.code:
+        answer = reply.decode(ManagerAnswer)
+    if answer.code:
+        reason = answer.data if isinstance(answer.data, str) else answer.msg
+        raise ManagerRefused(answer.code, reason, reply.status)
+    return answer

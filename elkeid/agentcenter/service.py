@@ -19,12 +19,18 @@ from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.reset import ResetRoutes
+from elkeid.agentcenter.results import ResultsOutbox
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
 from elkeid.keys import Keys
-from elkeid.metrics import AgentCenterMetrics, GatewayFigures, SignedRequestMetrics
+from elkeid.metrics import (
+    AgentCenterMetrics,
+    GatewayFigures,
+    ResultMetrics,
+    SignedRequestMetrics,
+)
 from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options
 from elkeid.web.api import Api
@@ -91,6 +97,18 @@ class AgentCenterRole:
         AgentCenterMetrics(self.registry, self._figures)
         self._manager_http = self._http()
         self._manager = ManagerClient(self._manager_http, settings.manager.members)
+        self.results = ResultsOutbox(
+            settings.server.data_dir / "results",
+            cap_bytes=settings.agentcenter.results_cap_bytes,
+            fsync=settings.eventlog.fsync,
+            clock=reactor,
+            in_thread=self._in_thread,
+            manager=self._manager,
+            wall=time.time,
+        )
+        self.event_log.before_commit = self.results.commit
+        self.gateway.follow(self.results)
+        ResultMetrics(self.registry, self.results.figures)
         self._discovery: DiscoveryClient | None = None
         self._agents_port: IListeningPort | None = None
         self._api_port: IListeningPort | None = None
@@ -122,6 +140,7 @@ class AgentCenterRole:
         await self.event_log.open()
         check = SignatureCheck(self._keys.aksk, time.time)
         SignedRequestMetrics(self.registry, check.seen.figures)
+        await self.results.open()
         api = Api(
             ENVELOPE,
             (
@@ -184,11 +203,12 @@ class AgentCenterRole:
                 await maybeDeferred(self._api_port.stopListening)
         finally:  # also when time is up: what was accepted must be in the log
             self.gateway.abort()
-            await self._manager_http.close()
             if self._site is not None:
                 self._site.close()
             try:
                 await self.event_log.close()
+                await self.results.stop()
+                await self._manager_http.close()
             finally:
                 if self._pool.started:
                     self._pool.stop()
@@ -210,7 +230,7 @@ class AgentCenterRole:
         if self._stopping:
             return ["stopping"]
         problems = self._discovery.problems()
-        return [*self.event_log.problems(), *problems]
+        return [*self.event_log.problems(), *self.results.problems(), *problems]
 
     def _figures(self) -> GatewayFigures:
         gateway = self.gateway

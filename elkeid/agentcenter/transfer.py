@@ -118,8 +118,10 @@ class TransferStream:
             if not header.agent_id:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
+        if packet.special:  # results first: they are on disk no later than their records
+            self._hand_on_results(packet)
         passed = gateway.intake.append(self, header, packet)
-        if packet.special:
+        if packet.special and passed:
             self._apply(header, packet, passed)
 
     def _introduce(self, header: Header) -> bool:
@@ -214,8 +216,7 @@ class TransferStream:
         self._link.grpc.resume_call(self._stream_id)
         self._link.flush()
 
-    def _apply(self, header: Header, packet: Packet, passed: int) -> None:
-        """Apply the newest heartbeats of a batch, as many as its rate let pass, and all results."""
+    def _hand_on_results(self, packet: Packet) -> None:
         if self._state not in (State.HOLDER, State.CLAIMING):
             return
         results = [(kind, body) for kind, _, body in packet.special if kind in TASK_RESULTS]
@@ -223,7 +224,10 @@ class TransferStream:
             self._gateway.results(self, results)
         elif results:  # as many as one window lets through: the call is paused meanwhile
             self._waiting_results += results
-        if not passed:
+
+    def _apply(self, header: Header, packet: Packet, passed: int) -> None:
+        """Apply the newest heartbeats of a batch, as many as its rate let pass."""
+        if self._state not in (State.HOLDER, State.CLAIMING):
             return
         fresh = [(kind, body) for kind, _, body in packet.special if kind in HEARTBEATS]
         for kind, body in fresh[-min(passed, PLUGIN_LIMIT + 1) :]:

@@ -152,6 +152,8 @@ class EventLog:
         # Looks at free space until the spent reserve can be back: the first may be an old one.
         self._reserve_rounds = 0
         self.failures = 0  # commits that lost something, to tell whether a span of time had one
+        # Commits what must be on disk no later than this log's records; tells whether all is.
+        self.before_commit: Callable[[], bool] | None = None
 
     # -- opening and closing
 
@@ -325,7 +327,7 @@ class EventLog:
             self._commit_call = None
         self._buffered = 0
         now_ms = self._now_ms()
-        whole, touched = True, False
+        whole, touched = self.before_commit is None or self.before_commit(), False
         for log in self._logs:
             if log.parts or log.state_dirty:
                 whole &= log.commit(now_ms)

@@ -1,5 +1,6 @@
 """A host in memory: the fleet's client side, joined to a real gateway's link without sockets."""
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -29,6 +30,7 @@ class MemoryLog:
         self.dropped: dict[tuple[RecordClass, str], int] = {}
         self.failures = 0
         self.failing = False
+        self.before_commit: Callable[[], bool] = lambda: True
         self._pending: list[tuple[RecordClass, MQData]] = []
 
     def append(self, cls: RecordClass, count: int, suffix: bytes, region: bytes) -> None:
@@ -39,7 +41,8 @@ class MemoryLog:
 
     def commit(self) -> bool:
         pending, self._pending = self._pending, []
-        if self.failing and pending:
+        whole = self.before_commit()
+        if (self.failing and pending) or not whole:
             self.failures += 1
             return False
         self.kept += pending

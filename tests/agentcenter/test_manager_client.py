@@ -5,7 +5,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.agentcenter.manager_client import ManagerClient, ManagerRefused
+from elkeid.agentcenter.manager_client import ManagerClient, ManagerRefused, NoSuchRoute
 from elkeid.web.client import CallFailed, Reply, Unreachable
 
 
@@ -65,3 +65,29 @@ class ManagerClientTests(SynchronousTestCase):
         members = Members({"a:1": reply(b"[]"), "b:1": Unreachable("b:1 is down")})
         failure = self.failureResultOf(self.ask(members), CallFailed)
         self.assertIn("b:1 is down", str(failure.value))
+
+    def test_final_refusals(self) -> None:
+        """What breaks the schema is told from what may be taken later."""
+        for answer, status, final in (
+            (b'{"code":5,"data":"param invalid"}', 400, True),
+            (b'{"code":5,"data":"param invalid"}', 200, True),
+            (b'{"code":7,"msg":"busy"}', 413, True),
+            (b'{"code":3,"msg":"db"}', 200, False),
+        ):
+            failure = self.failureResultOf(
+                self.ask(Members({"a:1": reply(answer, status)})), ManagerRefused
+            )
+            self.assertEqual(failure.value.final, final)
+
+    def test_no_answer_of_a_manager(self) -> None:
+        """What is no envelope refuses nothing for good: something else answered."""
+        for answer, status in ((b"<html>", 400), (b'{"code":0}', 400), (b'{"code":1}', 401)):
+            failure = self.failureResultOf(
+                self.ask(Members({"a:1": reply(answer, status)})), CallFailed
+            )
+            self.assertNotIsInstance(failure.value, NoSuchRoute)
+
+    def test_unknown_route(self) -> None:
+        """A stock Manager does not know the routes that are ours alone."""
+        members = Members({"a:1": reply(b'{"code":10}', 404)})
+        self.failureResultOf(self.ask(members), NoSuchRoute)

@@ -1,0 +1,260 @@
+"""Task results on their way to the Manager: on disk first, then sent until they are taken.
+
+Source: docs/protocol.md, "Task results".
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elkeid.agentcenter.manager_client import ManagerClient, ManagerRefused
+from elkeid.agentcenter.outbox import READER, OutboxReader, Result, log_settings
+from elkeid.agentcenter.table import Agent
+from elkeid.eventlog.files import FileOperations
+from elkeid.eventlog.log import EventLog, InThread
+from elkeid.metrics import ResultFigures
+from elkeid.web.client import CallFailed
+from elkeid.wire import item
+from elkeid.wire.datatypes import RecordClass
+from elkeid.wire.protobuf import length_delimited
+from elkeid.wire.rawdata import encode_record
+
+RESULTS_PATH: Final = "/api/v1/agent/updateSubTask"
+
+CALL_SECONDS: Final = 10.0
+"""For one batch, over all members."""
+
+LINGER_SECONDS: Final = 0.2
+"""Results that come within this time of the first go out together."""
+
+FIRST_RETRY_SECONDS: Final = 0.5
+LAST_RETRY_SECONDS: Final = 30.0
+"""Pauses double from the first to the last, each cut by up to half, at random."""
+
+STOP_SECONDS: Final = 1.0
+"""For a call under way at a stop; what it brings would be sent again at the next start."""
+
+
+class ResultsOutbox:
+    """Keeps task results on disk and brings them to the Manager, in order, at least once.
+
+    A `Follower` of the gateway. What was noted down is on disk after `commit`, which the event
+    log calls before its own; so a result is never behind its record.
+
+    Args:
+        directory: of the outbox, made if missing.
+        cap_bytes: what it may take on disk; beyond, the oldest results are given up.
+        fsync: longest time that a power cut may cost, seconds.
+        clock: for pauses.
+        in_thread: runs a function in a pool.
+        manager: takes the results.
+        wall: seconds since the epoch.
+        files: the file operations; tests pass a set that fails.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        cap_bytes: int,
+        fsync: float,
+        clock: IReactorTime,
+        in_thread: InThread,
+        manager: ManagerClient,
+        wall: Callable[[], float],
+        files: FileOperations | None = None,
+    ) -> None:
+        self._directory, self._clock, self._in_thread = directory, clock, in_thread
+        self._manager, self._wall = manager, wall
+        self._log = EventLog(directory, log_settings(fsync, cap_bytes), clock, in_thread, files)
+        self._reader: OutboxReader | None = None
+        self._news = False
+        self._wake_call: IDelayedCall | None = None
+        self._waiter: Deferred[None] | None = None
+        self._running: Deferred[None] | None = None
+        self._stopping = False
+        self._pausing = False
+        self._failing = ""
+        self.retries = 0
+
+    async def open(self) -> None:
+        """Open the log and begin to send what is in it.
+
+        Raises:
+            OperatorError: the disk does not let us, or another process has it.
+        """
+        await self._log.open()
+        self._reader = await self._in_thread(OutboxReader, self._directory, self._wall)
+        self._running = Deferred.fromCoroutine(self._run(self._reader))
+        self._running.addErrback(_ended)
+
+    async def stop(self) -> None:
+        """End what is under way within `STOP_SECONDS`, and make everything durable."""
+        self._stopping = True
+        if self._wake_call is not None:
+            self._wake_call.cancel()
+            self._wake_call = None
+        if self._running is not None:
+            running = self._running
+            self._wake()
+            timer = self._clock.callLater(0 if self._pausing else STOP_SECONDS, running.cancel)
+            await running
+            if timer.active():
+                timer.cancel()
+        if self._reader is not None:
+            await self._in_thread(self._reader.close)
+        await self._log.close()
+
+    # --- what comes in
+
+    def joined(self, agent: Agent) -> None:
+        """Nothing to do: results speak for themselves."""
+
+    def left(self, agent: Agent) -> None:
+        """Nothing to do: what it brought is kept."""
+
+    def heartbeat(self, agent: Agent, data_type: int, fields: Mapping[bytes, bytes]) -> None:
+        """Nothing to do."""
+
+    def results(self, agent: Agent, results: Sequence[tuple[int, bytes]]) -> None:
+        """Note down what an agent brought."""
+        now = int(self._wall())
+        self._append(
+            agent.agent_id, [encode_record(data_type, now, body) for data_type, body in results]
+        )
+
+    def add(self, agent_id: str, data_type: int, fields: Mapping[str, str]) -> None:
+        """Note down a result of our own."""
+        self._append(agent_id, [encode_record(data_type, int(self._wall()), item.encode(fields))])
+
+    def _append(self, agent_id: str, records: list[bytes]) -> None:
+        self._log.append(
+            RecordClass.CONTROL,
+            len(records),
+            length_delimited(4, agent_id.encode("utf-8", "replace")),
+            b"".join(length_delimited(1, record) for record in records),
+        )
+        if self._wake_call is None and not self._stopping:
+            self._wake_call = self._clock.callLater(LINGER_SECONDS, self._wake)
+
+    def commit(self) -> bool:
+        """Write what was noted down; whether all of it is on disk now."""
+        return self._log.commit()
+
+    # --- what goes out
+
+    def _wake(self) -> None:
+        self._wake_call = None
+        self._news = True
+        if self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            waiter.callback(None)
+
+    async def _run(self, reader: OutboxReader) -> None:
+        batch: list[Result] = []
+        while not self._stopping:
+            self._news = False
+            try:
+                batch = batch or await self._in_thread(reader.next)
+                if batch:
+                    await self._deliver(reader, batch)
+                    batch = []
+                    continue
+            except CancelledError:
+                raise
+            except Exception:  # a disk that cannot be read, or a bug: neither ends the sending
+                self.log.failure("{path}: task results wait", path=self._directory)
+                await self._pause(LAST_RETRY_SECONDS)
+                continue
+            if not self._news and not self._stopping:
+                self._waiter = Deferred()
+                await self._waiter
+
+    async def _pause(self, seconds: float) -> None:
+        if self._stopping:
+            raise CancelledError
+        self._pausing = True
+        await deferLater(self._clock, seconds)
+        self._pausing = False
+
+    async def _deliver(self, reader: OutboxReader, batch: list[Result]) -> None:
+        """Bring a batch to the Manager, without those that it will never take."""
+        size = len(batch)
+        while batch:
+            part = batch[:size]
+            refusal = await self._send([each.fields for each in part if each.fields])
+            if refusal and len(part) > 1:
+                size = len(part) // 2  # one of these is at fault
+                continue
+            if refusal:
+                self.log.warn("a task result is set aside: {reason}", reason=refusal)
+            await self._settle(reader, part, refusal)
+            batch = batch[len(part) :]
+            size = len(batch)
+
+    async def _settle(self, reader: OutboxReader, part: list[Result], refusal: str) -> None:
+        try:
+            await self._in_thread(reader.settle, part, refusal)
+        except OSError as error:  # they would be sent again after a restart
+            self.log.error("{path}: {error}", path=self._directory, error=error)
+
+    async def _send(self, items: list[dict[str, str]]) -> str:
+        """Send until the Manager has answered; why it never takes these, or an empty text."""
+        pause = FIRST_RETRY_SECONDS
+        while items:
+            try:
+                await self._manager.post(RESULTS_PATH, items, seconds=CALL_SECONDS)
+            except (ManagerRefused, CallFailed) as error:
+                if isinstance(error, ManagerRefused) and error.final:
+                    return str(error)
+                if not self._failing:
+                    self.log.warn("task results wait: {reason}", reason=error)
+                self._failing = str(error)
+            else:
+                if self._failing:
+                    self.log.info("task results are taken again")
+                self._failing = ""
+                return ""
+            self.retries += 1
+            # Many gateways must not come back at the same moment.
+            await self._pause(pause * random.uniform(0.5, 1))  # noqa: S311
+            pause = min(2 * pause, LAST_RETRY_SECONDS)
+        return ""
+
+    # --- figures
+
+    def problems(self) -> list[str]:
+        """What keeps results from being kept, for ``/ready``."""
+        return [f"task results: {each}" for each in self._log.problems()]
+
+    def figures(self) -> ResultFigures:
+        """For metrics; commits, and reads a small file."""
+        account = self._log.ledger().get(RecordClass.CONTROL.label)
+        if account is None or self._reader is None:
+            return ResultFigures(retries=self.retries)
+        place = account["readers"][READER]
+        stats = self._log.stats().classes[RecordClass.CONTROL]
+        return ResultFigures(
+            waiting=place["waiting"],
+            sent=place["acknowledged"],
+            set_aside=place["set_aside"],
+            expired=sum(place["expired"].values()),
+            dropped=sum(account["dropped"].values()),
+            retries=self.retries,
+            unreadable=self._reader.unreadable,
+            shortened=self._reader.shortened,
+            bytes_on_disk=stats.bytes_on_disk,
+        )
+
+
+def _ended(failure: Failure) -> None:
+    failure.trap(CancelledError)  # by a stop
