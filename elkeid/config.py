@@ -137,6 +137,18 @@ def networks(_: object, __: object, value: Any) -> None:
             raise ValueError(f"{each!r} is not a network such as 10.0.0.0/8") from None
 
 
+def zones(_: object, __: object, value: Any) -> None:
+    """Accept a list of ``name=network`` such as ``idc-a=10.1.0.0/16``."""
+    if not isinstance(value, tuple):
+        raise ValueError("must be a list of zones such as idc-a=10.1.0.0/16")
+    for each in value:
+        name, _equals, network = each.partition("=") if isinstance(each, str) else ("", "", "")
+        try:
+            ipaddress.ip_network(network if name else "")
+        except ValueError:
+            raise ValueError(f"{each!r} is not a zone such as idc-a=10.1.0.0/16") from None
+
+
 def reader_names(_: object, __: object, value: Any) -> None:
     """Accept a list of reader names."""
     if not isinstance(value, tuple) or not all(
@@ -223,12 +235,24 @@ class DiscoverySettings:
     listen: str = _listen()
     advertise: str | None = _advertise()
     port: int = _port(8088)
+    tls_port: int | None = field(default=None)
     members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
+    zones: tuple[str, ...] = field(default=(), validator=zones)  # name=network each
+    preserve_instances: int = _number(3, 2, 10_000)  # fewer may well have died together
+    preserve_share: float = _seconds(0.5, 0, 1)  # of a name's instances
+    preserve_seconds: float = _seconds(60, 1, 100)
+    read_rate: float = _seconds(2000, 1, 1e6)  # requests/s per address, ten times that at once
+    write_rate: float = _seconds(500, 1, 1e6)  # signed requests/s per address, likewise
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
 
     @members.default
     def _own(self) -> tuple[str, ...]:
         return (join_endpoint(dialled_from_here(self.listen), self.port),)
+
+    @tls_port.validator
+    def _check_tls_port(self, attribute: object, value: Any) -> None:
+        if value is not None:
+            between(1, 65535, int)(self, attribute, value)  # type: ignore[arg-type]
 
 
 @frozen(kw_only=True)
@@ -384,6 +408,8 @@ def _contradictions(settings: Settings) -> list[str]:
         ("discovery.port", registry.listen, registry.port),
         ("manager.port", manager.listen, manager.port),
     ]
+    if registry.tls_port is not None:
+        ports.append(("discovery.tls_port", registry.listen, registry.tls_port))
     if manager.tls_port is not None:
         ports.append(("manager.tls_port", manager.listen, manager.tls_port))
     for at, (name, listen, port) in enumerate(ports):

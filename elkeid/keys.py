@@ -49,6 +49,7 @@ ROLE_SECTIONS = {"sd": "discovery", "ac": "agentcenter", "manager": "manager"}
 ROLE_FILES: dict[str, tuple[str, ...]] = {
     "ac": ("ca.crt", "server.crt", "server.key", "secrets.toml"),
     "sd": ("secrets.toml",),
+    "sd-tls": ("server.crt", "server.key", "secrets.toml"),  # with discovery.tls_port
     "manager": ("ca.crt", "server.crt", "server.key", "secrets.toml"),
     "agent": ("ca.crt", "client.crt", "client.key"),  # to build agents with, or to simulate them
 }
@@ -121,6 +122,8 @@ def load_keys(
         KeysError: one sentence that names the file and the fix.
     """
     folder = settings.server.keys_dir
+    if "sd" in roles and settings.discovery.tls_port is not None:
+        roles = {*roles, "sd-tls"}
     files = {}
     for name in needed_files(roles):
         content = _read_private(folder / name)

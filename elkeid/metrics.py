@@ -4,6 +4,7 @@ Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -83,21 +84,52 @@ class SizesGauge(Collector):
         return [family]
 
 
+@frozen(kw_only=True)
+class DiscoveryFigures:
+    """What a registry shows at one moment; totals count since the start of the process."""
+
+    instances: Mapping[str, int]  # by name
+    preserved: Mapping[str, int]  # silent ones that are kept, by name
+    peers_up: Mapping[str, int]  # 1 if it answers, by address
+    peers_waiting: Mapping[str, int]  # instances that a peer is still to be told of, by address
+    rate_refused: Mapping[str, int]  # requests above an address's rate: read, write
+
+
 class DiscoveryMetrics:
     """What the registry counts.
 
     Args:
         registry: where it is shown.
-        sizes: name -> number of registered instances.
+        figures: asked when they are shown.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, sizes: Callable[[], Mapping[str, float]]
+        self, registry: CollectorRegistry, figures: Callable[[], DiscoveryFigures]
     ) -> None:
         self.registry = registry
-        SizesGauge(
-            "elkeid_sd_registry_list", "Registered instances by name", "name", sizes, registry
-        )
+        for name, documentation, label, field in (
+            ("elkeid_sd_registry_list", "Registered instances by name", "name", "instances"),
+            (
+                "elkeid_sd_preserved",
+                "Silent instances that are kept, as too many fell silent at once",
+                "name",
+                "preserved",
+            ),
+            ("elkeid_sd_peer_up", "1 if the other node answers", "peer", "peers_up"),
+            (
+                "elkeid_sd_peer_waiting",
+                "Instances that the other node is still to be told of",
+                "peer",
+                "peers_waiting",
+            ),
+            (
+                "elkeid_sd_rate_refused",
+                "Requests refused since the start, as their address sent too many",
+                "kind",
+                "rate_refused",
+            ),
+        ):
+            SizesGauge(name, documentation, label, partial(_figure, figures, field), registry)
         self.answers = ExactCounter(
             "elkeid_sd_http_api", "Answers by route and status", ("path", "code"), registry
         )
@@ -109,10 +141,27 @@ class DiscoveryMetrics:
         )
         self.ignored_events = Counter(
             "elkeid_sd_ignored_events",
-            "Events from peers not applied: older than what is known, or invalid",
+            "Events from peers not applied: older than what is known, aged out there, or invalid",
             ["reason"],
             registry=registry,
         )
+        self.pushes = Counter(
+            "elkeid_sd_pushes",
+            "Batches told to other nodes by outcome",
+            ["outcome"],
+            registry=registry,
+        )
+        self.repairs = Counter(
+            "elkeid_sd_repairs",
+            "Facts that a comparison with another node brought, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+
+
+def _figure(figures: Callable[[], DiscoveryFigures], field: str) -> Mapping[str, float]:
+    found: Mapping[str, float] = getattr(figures(), field)
+    return found
 
 
 class SignedRequestMetrics(Collector):

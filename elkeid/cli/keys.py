@@ -69,7 +69,8 @@ def init(obj: Invocation) -> None:
 def export(obj: Invocation, role: str, out: Path | None) -> None:
     """Pack what ROLE needs into an archive, never with ca.key.
 
-    ROLE is ac, sd or manager; agent is what agents are built with.
+    ROLE is ac, sd (sd-tls with discovery.tls_port) or manager; agent is what agents are
+    built with.
 
     \b
     Example:

@@ -17,18 +17,19 @@ Names are ``hids_svr_grpc`` (agents' port), ``hids_svr_http`` (API of an AgentCe
 every 2 s, so `known` of it is as fresh as that while any member answers.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from attrs import define, frozen
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from attrs import frozen
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from elkeid.config import split_endpoint
 from elkeid.discovery.load import RENEW, has_room
+from elkeid.discovery.loops import Loop, Outage
+from elkeid.discovery.members import netloc
 from elkeid.discovery.registry import Record
 from elkeid.web.client import CallFailed, JsonClient
 
@@ -58,67 +59,6 @@ class _Done(msgspec.Struct):
     msg: str = ""
 
 
-class _Loop:
-    """Runs a job again and again; the job says after how many seconds."""
-
-    log = Logger()
-
-    def __init__(self, clock: IReactorTime, job: Callable[[], Awaitable[float]]) -> None:
-        self._clock, self._job = clock, job
-        self._call: IDelayedCall | None = None
-        self._stopped = False
-        self.running: Deferred[None] | None = None
-
-    def start(self) -> None:
-        """Run now."""
-        self._call = None
-        self.running = Deferred.fromCoroutine(self._run())
-
-    async def _run(self) -> None:
-        try:
-            pause = await self._job()
-        except CancelledError:
-            return
-        except Exception:
-            self.log.failure("a repeated job failed; it goes on")
-            pause = RENEW_SECONDS
-        self.running = None
-        if not self._stopped:
-            self._call = self._clock.callLater(pause, self.start)
-
-    def stop(self) -> Deferred[None] | None:
-        """Run no more; return what fires when a present run has ended, if there is one."""
-        self._stopped = True
-        if self._call is not None and self._call.active():
-            self._call.cancel()
-        return self.running
-
-
-@define
-class _Outage:
-    """Says once when something begins to fail, and once when it works again."""
-
-    what: str
-    failures: int = 0
-    log = Logger()
-
-    def failed(self, reason: object) -> None:
-        if not self.failures:
-            self.log.warn("{what}: {reason}; trying on", what=self.what, reason=reason)
-        self.failures += 1
-
-    def worked(self) -> None:
-        if self.failures:
-            self.log.info("{what}: works again", what=self.what)
-        self.failures = 0
-
-    def pause(self, usual: float) -> float:
-        """Seconds until the next try: as usual, or sooner after a failure."""
-        if not self.failures:
-            return usual
-        return min(usual, RETRY_SECONDS[min(self.failures, len(RETRY_SECONDS)) - 1])
-
-
 class _Renewal:
     """Keeps one instance registered at one member."""
 
@@ -126,8 +66,8 @@ class _Renewal:
         self, clock: IReactorTime, http: JsonClient, member: str, body: dict[str, Any], load: Load
     ) -> None:
         self._http, self._member, self._body, self._load = http, member, body, load
-        self._outage = _Outage(f"cannot register {body['name']} at ServiceDiscovery {member}")
-        self.loop = _Loop(clock, self._renew)
+        self._outage = Outage(f"cannot register {body['name']} at ServiceDiscovery {member}")
+        self.loop = Loop(clock, self._renew)
         self.held = False
 
     async def _renew(self) -> float:
@@ -145,7 +85,7 @@ class _Renewal:
         else:
             self.held = True
             self._outage.worked()
-        return self._outage.pause(RENEW_SECONDS)
+        return self._outage.pause(RENEW_SECONDS, RETRY_SECONDS)
 
     async def renew(self) -> None:
         """Tell the member the present load now; does not change when the next renewal is due."""
@@ -187,10 +127,10 @@ class DiscoveryClient:
 
     def __init__(self, clock: IReactorTime, http: JsonClient, members: Sequence[str]) -> None:
         self._clock, self._http = clock, http
-        self._members = [_netloc(member) for member in members]
+        self._members = [netloc(member) for member in members]
         self._first = 0  # the member to ask first: the last that answered
         self._renewals: list[_Renewal] = []
-        self._watches: list[_Loop] = []
+        self._watches: list[Loop] = []
         self._known: dict[str, Known] = {}
 
     def register(self, name: str, ip: str, port: int, load: Load) -> None:
@@ -317,7 +257,7 @@ class DiscoveryClient:
 
         Only instances that come and go count as changes, not their loads or states.
         """
-        outage = _Outage(f"cannot look up {name}")
+        outage = Outage(f"cannot look up {name}")
         told: set[tuple[str, int]] | None = None
 
         async def poll() -> float:
@@ -326,7 +266,7 @@ class DiscoveryClient:
                 records = await self.lookup(name)
             except CallFailed as error:
                 outage.failed(error)
-                return outage.pause(WATCH_SECONDS)
+                return outage.pause(WATCH_SECONDS, RETRY_SECONDS)
             outage.worked()
             addresses = {(record.ip, record.port) for record in records}
             if told is not None and told - addresses:
@@ -337,7 +277,7 @@ class DiscoveryClient:
                 changed(records)
             return WATCH_SECONDS
 
-        loop = _Loop(self._clock, poll)
+        loop = Loop(self._clock, poll)
         self._watches.append(loop)
         loop.start()
 
@@ -365,9 +305,3 @@ class DiscoveryClient:
 
 def _ignore(failure: Failure) -> None:
     """A renewal that does not end in time has been cancelled."""
-
-
-def _netloc(member: str) -> str:
-    """``host:port`` as it stands in a URL, with brackets around an IPv6 address."""
-    host, port = split_endpoint(member)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

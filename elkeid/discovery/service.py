@@ -1,119 +1,166 @@
 """The role ``sd``: one ServiceDiscovery node."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from random import Random
-from typing import Any, Protocol
+from typing import Any
+from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.web.iweb import IAgent
 
-from elkeid.config import Settings
+from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.api import Node, RegistryRoutes, make_api
-from elkeid.discovery.registry import Registry
-from elkeid.errors import ConfigError
-from elkeid.metrics import DiscoveryMetrics, SignedRequestMetrics
+from elkeid.discovery.members import Zones, other_members
+from elkeid.discovery.peers import Cluster
+from elkeid.discovery.registry import Preservation, Registry
+from elkeid.keys import Keys
+from elkeid.metrics import DiscoveryFigures, DiscoveryMetrics, SignedRequestMetrics
+from elkeid.tls import api_server_options
+from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness
+from elkeid.web.rates import AddressRates
 from elkeid.web.signed import SD_REASONS, SignatureCheck
 from elkeid.web.site import FaceSite, listen
 
-SWEEP_SECONDS = 5.0  # how much longer than its lease a silent instance may be listed
-
-
-class _Keys(Protocol):
-    @property
-    def aksk(self) -> Mapping[str, str]:
-        """Access key -> secret key."""
+SWEEP_SECONDS = 1.0  # how late ageing may be, and a stall of this process be found
+BURST_SECONDS = 10.0  # an address may send ten seconds' worth of requests at once
 
 
 class DiscoveryRole:
-    """Serves the registry, and sweeps it.
+    """Serves the registry, sweeps it, and keeps it and its peers' alike.
 
     Args:
         settings: of this process.
-        keys: who may register: ``keys.aksk``.
-        reactor: for the port and the sweep.
+        keys: who may register, how peers are told; with ``tls_port`` the server's certificate.
+        reactor: for ports, timers and calls to peers.
         wall: seconds since the epoch.
         monotonic: seconds that only go forward.
         random: breaks ties; a seeded one in tests.
+        agent: makes the calls to peers; for tests.
+        node: name of this node, unlike every other one; chosen at random without one.
     """
 
     name = "sd"
+    stop_seconds = 1.0  # for telling peers what still waits
     log = Logger()
 
     def __init__(
         self,
         settings: Settings,
-        keys: _Keys,
+        keys: Keys,
         reactor: Any,
         *,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         random: Random | None = None,
+        agent: IAgent | None = None,
+        node: str | None = None,
     ) -> None:
-        self._settings, self._reactor = settings.discovery, reactor
-        self._monotonic = monotonic
+        own = self._settings = settings.discovery
+        self._keys, self._reactor, self._monotonic = keys, reactor, monotonic
         random = random or Random()  # noqa: S311 - for fairness, not for secrets
-        self.registry = Registry(random)
-        self.metrics = DiscoveryMetrics(CollectorRegistry(), self.registry.counts)
+        node = node or uuid4().hex
+        zones = Zones(own.zones)
+        self.registry = Registry(
+            random,
+            node,
+            Preservation(own.preserve_instances, own.preserve_share, own.preserve_seconds),
+            zones.of_record,
+        )
+        self.metrics = DiscoveryMetrics(CollectorRegistry(), self._figures)
         host = settings.advertised("discovery")
-        shown = f"[{host}]" if ":" in host else host
+        shown = join_endpoint(host, own.port)
+        self.cluster = Cluster(
+            self.registry,
+            reactor,
+            JsonClient(
+                reactor, agent or http_agent(reactor), wall, Credentials(*keys.signing_pair)
+            ),
+            node=node,
+            host=shown,
+            members=other_members(own, host),
+            wall=wall,
+            monotonic=monotonic,
+            metrics=self.metrics,
+        )
         routes = RegistryRoutes(
             self.registry,
-            Node(f"{shown}:{settings.discovery.port}", settings.discovery.members),
+            Node(node, shown, own.members),
+            self.cluster,
             self.metrics,
             wall=wall,
             monotonic=monotonic,
             random=random,
+            zone=zones.of_address if own.zones else None,
         )
         check = SignatureCheck(keys.aksk, wall, SD_REASONS)
         SignedRequestMetrics(self.metrics.registry, check.seen.figures)
+        self._reads = AddressRates(own.read_rate, own.read_rate * BURST_SECONDS, monotonic)
+        self._writes = AddressRates(own.write_rate, own.write_rate * BURST_SECONDS, monotonic)
         api = make_api(
             routes,
-            Liveness(self._problems),
+            Liveness(self._problems, remarks=self._remarks),
             check,
             self.metrics,
-            settings.discovery.metrics_networks,
+            own.metrics_networks,
+            reads=self._reads,
+            writes=self._writes,
         )
         self.site = FaceSite(api, reactor)
         self._sweep = LoopingCall(self._sweep_once)
         self._sweep.clock = reactor
-        self._port: IListeningPort | None = None
+        self._ports: list[IListeningPort] = []
 
     async def start(self) -> None:
-        """Open the port.
+        """Learn what the peers know, then open the ports.
 
         Raises:
-            ConfigError: more members are listed than this release can keep alike.
-            OperatorError: the port cannot be opened.
+            OperatorError: a port cannot be opened.
         """
-        if len(self._settings.members) > 1:
-            raise ConfigError(
-                ["discovery.members: this release runs one ServiceDiscovery; list one"]
-            )
-        self._port = listen(
-            self._reactor,
-            self.site,
-            self._settings.listen,
-            self._settings.port,
-            setting="discovery.port",
-        )
+        own = self._settings
+        await self.cluster.snapshot()
         self._sweep.start(SWEEP_SECONDS)
+        self._ports.append(
+            listen(self._reactor, self.site, own.listen, own.port, setting="discovery.port")
+        )
+        if own.tls_port is not None:
+            self._ports.append(
+                listen(
+                    self._reactor,
+                    self.site,
+                    own.listen,
+                    own.tls_port,
+                    setting="discovery.tls_port",
+                    tls=api_server_options(self._keys),
+                )
+            )
+        self.cluster.start()
 
     async def stop(self) -> None:
-        """Close the port and its connections."""
+        """Close the ports, tell the peers what waits, close the connections."""
         if self._sweep.running:
             self._sweep.stop()
-        port, self._port = self._port, None
-        if port is not None:
+        ports, self._ports = self._ports, []
+        for port in ports:
             await maybeDeferred(port.stopListening)
+        await self.cluster.stop()
         self.site.close()
 
     def _problems(self) -> list[str]:
         return [] if self._sweep.running else ["the registry is not swept: restart this role"]
+
+    def _remarks(self) -> list[str]:
+        remarks = [
+            f"{name}: {kept} of {everyone} instances fell silent together and are kept: "
+            "see whether they run and reach this node"
+            for name, (kept, everyone) in self.registry.preserved().items()
+        ]
+        return [*remarks, *self.cluster.remarks()]
 
     def _sweep_once(self) -> None:
         try:
@@ -129,3 +176,13 @@ class DiscoveryRole:
                 ip=record.ip,
                 port=record.port,
             )
+
+    def _figures(self) -> DiscoveryFigures:
+        peers = self.cluster.peers
+        return DiscoveryFigures(
+            instances=self.registry.counts(),
+            preserved={name: kept for name, (kept, _) in self.registry.preserved().items()},
+            peers_up={peer.address: int(peer.alive) for peer in peers},
+            peers_waiting={peer.address: len(peer.outbox) for peer in peers},
+            rate_refused={"read": self._reads.refused, "write": self._writes.refused},
+        )

@@ -33,11 +33,15 @@ class Networks:
         return any((mapped or ip) in network for network in self._networks)
 
 
-class Readiness(msgspec.Struct):
-    """Body of ``GET /ready``."""
+class Readiness(msgspec.Struct, omit_defaults=True):
+    """Body of ``GET /ready``.
+
+    ``reasons``: what keeps the role from its job. ``remarks``: what does not, but should be known.
+    """
 
     ready: bool
     reasons: list[str] = []
+    remarks: list[str] = []
 
 
 class Liveness:
@@ -46,6 +50,7 @@ class Liveness:
     Args:
         problems: one sentence for each thing that keeps this role from doing its job.
         pong: body of ``/ping``; without one ``{"message": "pong"}``.
+        remarks: one sentence for each thing that an operator should know, though the job is done.
     """
 
     routes = Routes()
@@ -54,8 +59,10 @@ class Liveness:
         self,
         problems: Callable[[], Sequence[str]],
         pong: Mapping[str, str] | None = None,
+        remarks: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._problems, self._pong = problems, pong or {"message": "pong"}
+        self._remarks = remarks
 
     @routes.get("/ping", summary="Say that the process is alive", answer=dict[str, str])
     async def ping(self, call: Call) -> object:
@@ -66,9 +73,8 @@ class Liveness:
     async def ready(self, call: Call) -> object:
         """200, or 503 with the reasons."""
         reasons = list(self._problems())
-        if reasons:
-            return Answer(503, {"ready": False, "reasons": reasons})
-        return Answer(200, {"ready": True})
+        answer = Readiness(not reasons, reasons, list(self._remarks()))
+        return Answer(503 if reasons else 200, answer)
 
 
 class MetricsPage(Resource):

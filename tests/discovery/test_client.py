@@ -36,7 +36,7 @@ class ClientTests(SynchronousTestCase):
 
     def keep(self, event: Any) -> None:
         """Remember what the client says."""
-        if "discovery.client" in str(event.get("log_namespace")):
+        if "discovery.loops" in str(event.get("log_namespace")):
             format_, what = event["log_format"], event.get("what")
             self.logged.append((event["log_level"], format_.split(";")[0].format(**event, x=what)))
 
@@ -48,7 +48,12 @@ class ClientTests(SynchronousTestCase):
         """Start a node."""
         network = self.network
         role = DiscoveryRole(
-            Settings(), Keys(), network.clock, wall=network.wall, monotonic=network.wall
+            Settings(),
+            Keys(),  # type: ignore[arg-type]
+            network.clock,
+            wall=network.wall,
+            monotonic=network.wall,
+            agent=network.agent(),
         )
         network.ports[port] = role.site
         self.nodes[port] = role
@@ -273,7 +278,7 @@ class ClientTests(SynchronousTestCase):
         self.put(A, "a")
         self.network.advance(5)
         self.assertEqual(told, [["a", "b"]])
-        self.nodes[B].registry.evict("svc", "b", 1)
+        self.nodes[B].registry.evict("svc", "b", 1, wall=0, now=self.network.wall())
         self.network.advance(5)
         self.assertEqual(told, [["a", "b"], ["a"]])
 
