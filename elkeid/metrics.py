@@ -193,6 +193,42 @@ class SignedRequestMetrics(Collector):
             yield _exact(f"elkeid_signed_requests_{name}_total", text, (), {(): value})
 
 
+@frozen(kw_only=True)
+class CommandFigures:
+    """Commands to agents, at one moment; totals count since the start of the process."""
+
+    waiting: int
+    waiting_bytes: int
+    outcomes: Mapping[str, int]
+
+
+class CommandMetrics(Collector):
+    """What becomes of commands to agents, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], CommandFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """The three families."""
+        now = self._read()
+        yield _gauge("elkeid_ac_commands_waiting", "Commands not wholly written", now.waiting)
+        yield _gauge("elkeid_ac_commands_waiting_bytes", "Bytes of these", now.waiting_bytes)
+        outcomes = {(name,): count for name, count in now.outcomes.items()}
+        yield _exact(
+            "elkeid_ac_commands_total", "Commands by what became of them", ("outcome",), outcomes
+        )
+
+
 class ManagerMetrics:
     """What the Manager counts.
 

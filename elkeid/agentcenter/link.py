@@ -106,6 +106,7 @@ class AgentLink(Protocol):
         self._lost = False
         self._backlog: deque[Event] | None = None  # events that wait for the next slice
         self._turn: IDelayedCall | None = None  # when that is
+        self._watches: dict[int, Callable[[], None]] = {}  # of calls whose message is under way
         self._deadline: IDelayedCall | None = None
         self._handshake_seconds = handshake_seconds
 
@@ -213,6 +214,7 @@ class AgentLink(Protocol):
         self.transport.loseConnection()
 
     def _end_calls(self) -> None:
+        self._watches.clear()
         for stream_id in list(self._open):
             self._open.pop(stream_id).over(None)
 
@@ -220,17 +222,36 @@ class AgentLink(Protocol):
         out = self.grpc.data_to_send()
         if out:
             self.transport.write(out)
+        if self._watches:
+            self._tell_watches()
 
     def flush(self) -> None:
         """Send what was said, unless the transport has enough or the connection is closing."""
         if not self._blocked and not self._closing:
             self._flush()
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the transport has enough to send: what is said now waits here."""
+        return self._blocked or self._closing
+
+    def watch(self, stream_id: int, moved: Callable[[], None] | None) -> None:
+        """Call ``moved`` whenever bytes went out, until it is None or the call is over."""
+        if moved is None:
+            self._watches.pop(stream_id, None)
+        else:
+            self._watches[stream_id] = moved
+
+    def _tell_watches(self) -> None:
+        for moved in list(self._watches.values()):
+            moved()
+
     def forget(self, stream_id: int, cancelled: CallCancelled | None = None) -> None:
         """A call is over; tell it, if it is still known."""
         call = self._open.pop(stream_id, None)
         if call is None:
             return
+        self._watches.pop(stream_id, None)
         call.over(cancelled)
         if not self._open:
             if self._going_away:

@@ -16,6 +16,8 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
+from elkeid.agentcenter.command_api import CommandRoutes
+from elkeid.agentcenter.commands import Commands
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.reset import ResetRoutes
@@ -27,6 +29,7 @@ from elkeid.eventlog.log import EventLog
 from elkeid.keys import Keys
 from elkeid.metrics import (
     AgentCenterMetrics,
+    CommandMetrics,
     GatewayFigures,
     ResultMetrics,
     SignedRequestMetrics,
@@ -93,8 +96,11 @@ class AgentCenterRole:
             self.log_directory(settings), settings.eventlog, reactor, self._in_thread
         )
         self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
+        self.commands = Commands(self.gateway.table.get, reactor)
+        self.gateway.follow(self.commands)
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
+        CommandMetrics(self.registry, self.commands.figures)
         self._manager_http = self._http()
         self._manager = ManagerClient(self._manager_http, settings.manager.members)
         self.results = ResultsOutbox(
@@ -145,6 +151,7 @@ class AgentCenterRole:
             ENVELOPE,
             (
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
+                CommandRoutes(self.commands, self.gateway.tokens, lambda *_: None),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 Liveness(self._problems),
             ),
@@ -244,7 +251,7 @@ class AgentCenterRole:
             handshakes=counters.handshakes,
             failed_handshakes=counters.failed_handshakes,
             messages=counters.messages,
-            commands=0,
+            commands=self.commands.written,
             records={str(kind): count for kind, count in counters.data_types.items()},
             ended={str(int(status)): count for status, count in counters.statuses.items()},
             unidentified=counters.unidentified,

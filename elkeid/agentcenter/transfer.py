@@ -19,9 +19,10 @@ from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.rates import ClassBudget
 from elkeid.agentcenter.table import Claim
 from elkeid.errors import WireError
-from elkeid.wire.compression import MessageTooLarge, decompressor
+from elkeid.wire.command import COMMAND_BYTES
+from elkeid.wire.compression import MessageTooLarge, compressor, decompressor
 from elkeid.wire.datatypes import TASK_RESULTS
-from elkeid.wire.grpc import CallCancelled, Status
+from elkeid.wire.grpc import CallCancelled, Progress, Status
 from elkeid.wire.protobuf import TooManyFields
 from elkeid.wire.rawdata import Header, Packet, split
 
@@ -51,6 +52,7 @@ class TransferStream:
     log = Logger()
     __slots__ = (
         "_decompress",
+        "_encoding",
         "_gateway",
         "_link",
         "_log_failures",
@@ -75,6 +77,7 @@ class TransferStream:
         self._link = link
         self._stream_id = stream_id
         self._decompress = decompressor(encoding)
+        self._encoding = encoding
         self._state = State.FIRST
         self._log_failures = gateway.event_log.failures
         self._waiting: list[tuple[Header, int, bytes]] = []
@@ -285,6 +288,49 @@ class TransferStream:
         self._link.grpc.end_call(self._stream_id, status, message, keep_reading=True)
         self._timer = gateway.clock.callLater(gateway.settings.drain_seconds, self._stop_reading)
         self._link.flush()
+
+    # --- commands
+
+    @property
+    def open(self) -> bool:
+        """Whether commands can be sent: the stream holds its id and was not told its end."""
+        return self._state is State.HOLDER
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the transport has enough to send already."""
+        return self._link.blocked
+
+    @property
+    def progress(self) -> Progress:
+        """How far the last command has got."""
+        return self._link.grpc.message_progress(self._stream_id)
+
+    def send(self, command: bytes) -> bool:
+        """Send an encoded Command in the stream's encoding; False if the stream is over.
+
+        Raises:
+            SendQueueFull: too much waits for the peer already.
+        """
+        if not self.open:
+            return False
+        body, compressed = command, False
+        if command and self._encoding != "identity":
+            encoded = compressor(self._encoding)(command)
+            # Agents hold the size on the wire against the limit, too.
+            if len(encoded) <= max(COMMAND_BYTES, len(command)):
+                body, compressed = encoded, True
+        sent = self._link.grpc.send_message(self._stream_id, body, compressed)
+        self._link.flush()
+        return sent
+
+    def withdraw(self) -> bool:
+        """Take the last command back; False if any of it was sent."""
+        return self._link.grpc.withdraw_message(self._stream_id)
+
+    def watch(self, moved: Callable[[], None] | None) -> None:
+        """Call ``moved`` whenever bytes went to this peer, until it is None."""
+        self._link.watch(self._stream_id, moved)
 
     def leave(self) -> None:
         """End the stream in peace: this process stops."""

@@ -17,6 +17,9 @@ from elkeid.wire.protobuf import BYTES, VARINT, fields, length_delimited, signed
 FIELD_LIMIT: Final = 65_536
 """Fields of one Command, or of one part of it, that we decode."""
 
+COMMAND_BYTES: Final = 4 << 20
+"""Of one encoded Command: what agents take, on the wire and decompressed."""
+
 
 @frozen
 class Task:

@@ -26,6 +26,7 @@ from elkeid.wire.http2 import (
     Event,
     Http2Server,
     PingAcked,
+    Progress,
     SendQueueFull,
     Stream,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "HalfClosed",
     "MessageReceived",
     "PingAcked",
+    "Progress",
     "SendQueueFull",
     "Status",
 ]
@@ -190,6 +192,14 @@ class GrpcServerConnection(Http2Server):
         self._send_response(cast(_Call, call))
         self._send_data(call, data)
         return True
+
+    def message_progress(self, stream_id: int) -> Progress:
+        """How far the last message sent on a call has got; WRITTEN if there is none or no call."""
+        return self.progress(stream_id)
+
+    def withdraw_message(self, stream_id: int) -> bool:
+        """Take back the last message of a call; False if any of it was sent, or its end."""
+        return self.withdraw(stream_id)
 
     def end_call(
         self, stream_id: int, status: int, message: str = "", *, keep_reading: bool = False

@@ -19,6 +19,7 @@ Source: RFC 9113.
 import time
 from collections import deque
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import lru_cache
 from typing import Final, cast
 
@@ -68,6 +69,15 @@ cut off before its answers take memory."""
 
 CLOSED_STREAMS: Final = 64
 """Closed streams remembered, so that frames in flight on streams that we reset are no error."""
+
+
+class Progress(Enum):
+    """How far something that was queued to be sent has got."""
+
+    WAITING = auto()  # for the peer's window; nothing of it was sent
+    BEGUN = auto()  # in part, or it is ready but `Http2Server.data_to_send` has not given it out
+    WRITTEN = auto()  # all of it was given out
+
 
 READING: Final = 0
 DROPPING: Final = 1
@@ -265,6 +275,24 @@ class Http2Server:
         """Bytes of a stream that wait for the peer's window; 0 for a closed stream."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.queued_bytes
+
+    def progress(self, stream_id: int) -> "Progress":
+        """How far the last piece of DATA that was queued on a stream has got."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.queue:
+            last = len(stream.queue) == 1 and stream.sent_of_first
+            return Progress.BEGUN if last else Progress.WAITING
+        return Progress.BEGUN if self._out else Progress.WRITTEN
+
+    def withdraw(self, stream_id: int) -> bool:
+        """Take back the last piece of DATA queued on a stream, if none of it was sent yet."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.end_block is not None or not stream.queue:
+            return False
+        if len(stream.queue) == 1 and stream.sent_of_first:
+            return False
+        stream.queued_bytes -= len(stream.queue.pop())
+        return True
 
     def data_to_send(self) -> bytes:
         """Take everything that is ready to be sent."""

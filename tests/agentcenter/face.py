@@ -34,13 +34,13 @@ class Face:
         self._numbers = count()
 
     def begin(
-        self, method: str, path: str, body: Any = None, *, signed: bool = True
+        self, method: str, path: str, body: Any = None, *, query: str = "", signed: bool = True
     ) -> Deferred[tuple[int, Any]]:
         """Begin a request; ``body`` is what becomes JSON, or bytes. Fires with status and JSON."""
         raw = (
             body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         )
-        query = f"nonce={next(self._numbers)}"
+        query += f"{'&' if query else ''}nonce={next(self._numbers)}"
         headers = {"AccessKey": AK, "TimeStamp": str(WALL)}
         if signed:
             headers["Signature"] = sign(method, path, query, AK, SK, WALL, raw)
@@ -60,11 +60,24 @@ class Face:
             self._clock.advance(0)
             self._treq.flush()
 
-    def ask(self, method: str, path: str, body: Any = None, *, signed: bool = True) -> Any:
-        """Make a request that needs no time; status and JSON."""
-        answer = self.begin(method, path, body, signed=signed)
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: str = "",
+        signed: bool = True,
+        seconds: float = 0,
+    ) -> Any:
+        """Make a request that needs no more time than that; status and JSON."""
+        answer = self.begin(method, path, body, query=query, signed=signed)
         found: list[Any] = []
         answer.addBoth(found.append)
         self.flush()
+        end = self._clock.seconds() + seconds
+        while not found and self._clock.seconds() < end:
+            self._clock.advance(0.5)
+            self.flush()
         assert found, "it waits for something"
         return found[0]

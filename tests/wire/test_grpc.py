@@ -20,6 +20,7 @@ from elkeid.wire.grpc import (
     GrpcServerConnection,
     HalfClosed,
     MessageReceived,
+    Progress,
     SendQueueFull,
     Status,
 )
@@ -706,3 +707,75 @@ def test_paused_call_beyond_its_window() -> None:
     assert isinstance(cancelled, CallCancelled)
     assert resets(connection.data_to_send()) == [(1, ErrorCode.FLOW_CONTROL_ERROR)]
     assert not connection.ended
+
+
+def test_progress_of_a_message() -> None:
+    """A message waits for the window, is begun, and is written once all of it was given out."""
+    client = Client()
+    client.exchange()
+    grpc = client.server
+    assert grpc.message_progress(1) is Progress.WRITTEN  # there is none
+    grpc.send_message(1, bytes(h2.DEFAULT_WINDOW - 5), False)
+    assert grpc.message_progress(1) is Progress.BEGUN
+    client.seen += client.wire.receive_data(grpc.data_to_send())
+    assert grpc.message_progress(1) is Progress.WRITTEN
+    grpc.send_message(1, bytes(70_000), False)
+    assert grpc.message_progress(1) is Progress.WAITING
+    client.wire.increment_flow_control_window(10)
+    client.wire.increment_flow_control_window(10, 1)
+    client.exchange()
+    assert grpc.message_progress(1) is Progress.BEGUN
+    client.wire.increment_flow_control_window(200_000)
+    client.wire.increment_flow_control_window(200_000, 1)
+    grpc.receive_data(client.wire.data_to_send())
+    assert grpc.message_progress(1) is Progress.BEGUN  # sent, but not given out yet
+    client.exchange()
+    assert grpc.message_progress(1) is Progress.WRITTEN
+    assert grpc.message_progress(3) is Progress.WRITTEN  # no such call
+
+
+def test_message_withdrawn() -> None:
+    """Only what was not begun can be taken back; what was sent before and after it is whole."""
+    client = Client()
+    client.exchange()
+    grpc = client.server
+    assert not grpc.withdraw_message(1)
+    grpc.send_message(1, bytes(70_000), False)
+    assert not grpc.withdraw_message(1)
+    grpc.send_message(1, b"taken back", False)
+    assert grpc.withdraw_message(1)
+    assert not grpc.withdraw_message(1)
+    grpc.send_message(1, b"last", False)
+    body = b""
+    while len(body) < 70_014:
+        client.exchange()
+        body += client.body()
+    assert body == message(bytes(70_000)) + message(b"last")
+    assert grpc.pending_bytes(1) == 0
+
+
+def test_no_message_withdrawn_behind_the_end() -> None:
+    """Once the end of a call is queued its messages stay; with the call gone there is none."""
+    client = Client()
+    client.exchange()
+    grpc = client.server
+    grpc.send_message(1, bytes(70_000), False)
+    grpc.send_message(1, b"stays", False)
+    grpc.end_call(1, Status.OK)
+    assert not grpc.withdraw_message(1)
+    grpc.reset_call(1)
+    assert not grpc.withdraw_message(1)
+
+
+def test_call_goes_on_after_the_only_message_was_withdrawn() -> None:
+    """A call whose waiting message was taken back ends like any other."""
+    client = Client()
+    client.exchange()
+    grpc = client.server
+    grpc.send_message(1, bytes(h2.DEFAULT_WINDOW - 5), False)
+    client.exchange()
+    grpc.send_message(1, b"taken back", False)
+    assert grpc.withdraw_message(1)
+    grpc.end_call(1, Status.OK)
+    client.exchange()
+    assert client.take(TrailersReceived)

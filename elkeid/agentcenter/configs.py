@@ -1,0 +1,122 @@
+"""What a host shall run: the list of plugins with their versions, as one encoded Command."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Annotated, Any, Final
+from weakref import WeakValueDictionary
+
+import msgspec
+from attrs import field, frozen
+
+from elkeid.errors import PeerError
+from elkeid.wire.command import COMMAND_BYTES, ConfigItem, decode_command, encode_command
+
+AGENT_NAME: Final = "elkeid-agent"
+"""The entry that stands for the agent itself."""
+
+ITEM_LIMIT: Final = 1_000
+"""Entries of one config; real ones have under ten."""
+
+Text = str | None  # null stands for nothing, as clients written in Go send it
+Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
+
+class ConfigInvalid(PeerError):
+    """A config that no host may be sent; the text says why."""
+
+
+class Entry(msgspec.Struct):
+    """One entry of a config, as JSON has it: `ConfigItem`, all optional."""
+
+    name: Text = None
+    type: Text = None
+    version: Text = None
+    sha256: Text = None
+    signature: Text = None
+    download_url: list[str] | None = None
+    detail: Text = None
+
+
+@frozen
+class Config:
+    """A whole config; equal ones are one object.
+
+    Attributes:
+        command: the encoded Command; no bytes at all for "run nothing".
+        digest: SHA-256 of it.
+        versions: entry name -> version.
+    """
+
+    command: bytes = field(repr=False)
+    digest: bytes = field(repr=False)
+    versions: dict[str, str]
+
+    @property
+    def empty(self) -> bool:
+        """Whether it unloads everything."""
+        return not self.command
+
+
+_known: WeakValueDictionary[bytes, Config] = WeakValueDictionary()
+
+
+def config_of(entries: Sequence[Entry]) -> Config:
+    """Make the config of these entries.
+
+    Raises:
+        ConfigInvalid: an entry without a name, which an agent would take for "unload the rest",
+            or too many or too large for an agent.
+    """
+    if len(entries) > ITEM_LIMIT:
+        raise ConfigInvalid(f"config: {len(entries)} entries; limit {ITEM_LIMIT}")
+    for number, entry in enumerate(entries):
+        if not entry.name:
+            raise ConfigInvalid(f"config[{number}].name: empty")
+    command = encode_command(config=[_item(entry) for entry in entries])
+    if len(command) > COMMAND_BYTES:
+        raise ConfigInvalid(
+            f"config: {len(command)} bytes encoded; agents take {COMMAND_BYTES} at most"
+        )
+    return stored_config(command)
+
+
+def stored_config(command: bytes) -> Config:
+    """Make the config of an encoded Command.
+
+    Raises:
+        WireError: it is malformed.
+    """
+    digest = sha256(command).digest()
+    config = _known.get(digest)
+    if config is None:
+        versions = {item.name: item.version for item in decode_command(command).config}
+        config = _known[digest] = Config(command, digest, versions)
+    return config
+
+
+def entries_of(config: Config) -> list[dict[str, Any]]:
+    """The entries as JSON has them."""
+    return [
+        {
+            "name": item.name,
+            "type": item.type,
+            "version": item.version,
+            "sha256": item.sha256,
+            "signature": item.signature,
+            "download_url": list(item.download_url),
+            "detail": item.detail,
+        }
+        for item in decode_command(config.command).config
+    ]
+
+
+def _item(entry: Entry) -> ConfigItem:
+    return ConfigItem(
+        name=entry.name or "",
+        type=entry.type or "",
+        version=entry.version or "",
+        sha256=entry.sha256 or "",
+        signature=entry.signature or "",
+        download_url=tuple(entry.download_url or ()),
+        detail=entry.detail or "",
+    )
