@@ -106,7 +106,9 @@ class ResultsOutbox:
         if self._running is not None:
             running = self._running
             self._wake()
-            timer = self._clock.callLater(0 if self._pausing else STOP_SECONDS, running.cancel)
+            timer = self._clock.callLater(STOP_SECONDS, running.cancel)
+            if self._pausing:
+                running.cancel()
             await running
             if timer.active():
                 timer.cancel()
