@@ -225,6 +225,7 @@ class AgentCenterSettings:
     control_rate: float = _seconds(10, 0.1, 1e6)  # records/s per agent; the rest counts as logs
     logs_rate: float = _seconds(20, 0.1, 1e6)  # records/s per agent; beyond, dropped and counted
     logs_burst: int = _number(200, 1, 1_000_000)
+    tag_wait_seconds: float = _seconds(0.2, 0, 5)  # the first batch of an unknown agent
     results_cap_bytes: int = _number(256 * MiB, 16 * MiB, 1 << 50)  # results the Manager lacks
 
 

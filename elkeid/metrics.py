@@ -419,6 +419,50 @@ class AgentCenterMetrics(Collector):
 
 
 @frozen(kw_only=True)
+class TagFigures:
+    """What is known of agents' tags, and who waits for them; totals since the start."""
+
+    known: int
+    held_bytes: int
+    waiting: int
+    queries: Mapping[str, int]  # by outcome: answered, failed
+    waits: Mapping[str, int]  # by outcome: answered, failed, late, full
+
+
+class TagMetrics(Collector):
+    """What is counted of tags, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], TagFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of tags."""
+        now = self._read()
+        for name, text, value in (
+            ("known", "Agents whose tags are known", now.known),
+            ("waiting", "Streams whose first batch waits for tags", now.waiting),
+            ("held_bytes", "Bytes of batches that wait for tags", now.held_bytes),
+        ):
+            yield _gauge(f"elkeid_ac_tags_{name}", text, value)
+        for name, text, counts in (
+            ("queries", "Queries for tags", now.queries),
+            ("waits", "Streams that waited for tags, by what ended that", now.waits),
+        ):
+            by_outcome = {(outcome,): count for outcome, count in counts.items()}
+            yield _exact(f"elkeid_ac_tags_{name}_total", text, ("outcome",), by_outcome)
+
+
+@frozen(kw_only=True)
 class ResultFigures:
     """What the outbox of task results shows."""
 

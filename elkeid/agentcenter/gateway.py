@@ -13,6 +13,7 @@ from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.table import Agent, AgentTable
+from elkeid.agentcenter.tags import TagBook
 from elkeid.agentcenter.tokens import TokenBook
 from elkeid.agentcenter.transfer import TransferStream
 from elkeid.config import AgentCenterSettings
@@ -85,6 +86,7 @@ class Gateway:
         self.table = AgentTable(settings.takeover_seconds)
         self.counters = Counters()
         self.tokens = TokenBook(monotonic)
+        self.tags: TagBook | None = None  # None: nobody knows any
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
@@ -97,6 +99,11 @@ class Gateway:
     def serve(self, path: str, make: CallMaker) -> None:
         """Answer calls of another gRPC method; before the port opens."""
         self._services[path] = make
+
+    def know_tags(self, tags: TagBook) -> None:
+        """Write the tags of ``tags`` into records; before the port opens."""
+        self.tags = tags
+        self.follow(tags)
 
     def follow(self, follower: Follower) -> None:
         """Tell ``follower`` of agents that come, speak and go; before the port opens."""

@@ -36,6 +36,7 @@ class Sender(Protocol):
     budget: ClassBudget | None
     dropped: int
     header: Header | None
+    tags: bytes
 
 
 class Intake:
@@ -70,7 +71,7 @@ class Intake:
             How many control records its rate let pass.
         """
         passed = 0
-        suffix = encode_suffix(header, self._wall(), b"")
+        suffix = encode_suffix(header, self._wall(), sender.tags)
         for cls, count, region in packet.runs:
             if cls is TELEMETRY:
                 self._log.append(TELEMETRY, count, suffix, region)

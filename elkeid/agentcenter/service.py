@@ -22,6 +22,8 @@ from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
+from elkeid.agentcenter.tag_store import TagStore
+from elkeid.agentcenter.tags import TagBook
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
@@ -33,6 +35,7 @@ from elkeid.metrics import (
     GatewayFigures,
     ResultMetrics,
     SignedRequestMetrics,
+    TagMetrics,
 )
 from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options
@@ -115,6 +118,16 @@ class AgentCenterRole:
         self.event_log.before_commit = self.results.commit
         self.gateway.follow(self.results)
         ResultMetrics(self.registry, self.results.figures)
+        self.tags = TagBook(
+            self.gateway.table,
+            clock=reactor,
+            in_thread=self._in_thread,
+            manager=self._manager,
+            store=TagStore(settings.server.data_dir / "tags.db"),
+            wait_seconds=settings.agentcenter.tag_wait_seconds,
+        )
+        self.gateway.know_tags(self.tags)
+        TagMetrics(self.registry, self.tags.figures)
         self._discovery: DiscoveryClient | None = None
         self._agents_port: IListeningPort | None = None
         self._api_port: IListeningPort | None = None
@@ -147,6 +160,7 @@ class AgentCenterRole:
         check = SignatureCheck(self._keys.aksk, time.time)
         SignedRequestMetrics(self.registry, check.seen.figures)
         await self.results.open()
+        await self.tags.open()
         api = Api(
             ENVELOPE,
             (
@@ -215,6 +229,7 @@ class AgentCenterRole:
             try:
                 await self.event_log.close()
                 await self.results.stop()
+                await self.tags.stop()
                 await self._manager_http.close()
             finally:
                 if self._pool.started:

@@ -28,6 +28,7 @@ class Holder(Protocol):
 
     peer_host: str
     peer_addr: str
+    tags: bytes  # of the agent, joined by commas
 
 
 class Claim(Enum):

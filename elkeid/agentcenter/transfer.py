@@ -54,6 +54,9 @@ class TransferStream:
         "_decompress",
         "_encoding",
         "_gateway",
+        "_half_closed",
+        "_held",
+        "_held_bytes",
         "_link",
         "_log_failures",
         "_state",
@@ -70,6 +73,7 @@ class TransferStream:
         "header",
         "peer_addr",
         "peer_host",
+        "tags",
     )
 
     def __init__(self, gateway: "Gateway", link: AgentLink, stream_id: int, encoding: str) -> None:
@@ -89,6 +93,10 @@ class TransferStream:
         self.budget: ClassBudget | None = None
         self.complained = False  # the log has a line about its heartbeats
         self.dropped = 0  # records of this stream above its rates
+        self.tags = b""
+        self._held: list[tuple[Header, Packet]] | None = None  # batches that wait for tags
+        self._held_bytes = 0
+        self._half_closed = False  # meanwhile
         host, port = link.peer
         self.peer_host = host
         self.peer_addr = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -121,11 +129,54 @@ class TransferStream:
             if not header.agent_id:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
+        if self._held is not None and self._hold(header, packet, len(data)):
+            return
+        self._take(header, packet)
+
+    def _take(self, header: Header, packet: Packet) -> None:
         if packet.special:  # results first: they are on disk no later than their records
             self._hand_on_results(packet)
-        passed = gateway.intake.append(self, header, packet)
+        passed = self._gateway.intake.append(self, header, packet)
         if packet.special and passed:
             self._apply(header, packet, passed)
+
+    def _find_tags(self) -> None:
+        """Go on with the tags that are known, or wait for those of an unknown agent."""
+        book = self._gateway.tags
+        if book is None:
+            return
+        tags = book.tags_of(self.agent_id)
+        if tags is not None:
+            self.tags = tags
+        elif self._state in (State.HOLDER, State.CLAIMING) and book.wait(self):
+            self._held = []
+
+    def _hold(self, header: Header, packet: Packet, size: int) -> bool:
+        """Keep a batch until its tags are known; False when there is no room."""
+        book = self._gateway.tags
+        if book is None or self._held is None or not book.hold(self, size):
+            return False
+        self._held.append((header, packet))
+        self._held_bytes += size
+        return True
+
+    def tagged(self, tags: bytes) -> None:
+        """The tags are known, or not to be had in time: go on with what waits for them."""
+        self.tags = tags
+        self._append_held()
+        if self._half_closed:
+            self.half_closed()
+            self._link.flush()
+
+    def _append_held(self) -> None:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        if self._gateway.tags is not None:
+            self._gateway.tags.let_go(self, self._held_bytes)
+        self._held_bytes = 0
+        for header, packet in held:
+            self._take(header, packet)
 
     def _introduce(self, header: Header) -> bool:
         """Look at what a batch says of its sender when that is new; False ends the stream."""
@@ -167,6 +218,7 @@ class TransferStream:
                 self.end(Status.INVALID_ARGUMENT, "agent_id is empty")
             else:
                 self._claim()
+        self._find_tags()
         return True
 
     def _claim(self) -> None:
@@ -243,6 +295,9 @@ class TransferStream:
 
     def half_closed(self) -> None:
         """All has come: store it, then say so."""
+        if self._held is not None:
+            self._half_closed = True
+            return
         if self._state is State.ENDED:
             self._finish()
             return
@@ -263,6 +318,7 @@ class TransferStream:
         """The call was cancelled, or its connection is gone."""
         if self._state is State.OVER:
             return
+        self._append_held()
         if cancelled is not None and self._state is not State.ENDED:
             self._gateway.counters.ended(cancelled.status)
             if cancelled.status != Status.CANCELLED:

@@ -7,6 +7,7 @@ Source: docs/protocol.md, "Messages".
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from attrs import frozen
@@ -38,11 +39,17 @@ def encode_suffix(header: Header, svr_time: int, tags: bytes) -> bytes:
         (
             start,
             b"\x60" + varint(svr_time) if svr_time else b"",
-            length_delimited(15, tags) if tags else b"",
+            _encode_tags(tags) if tags else b"",
         )
     )
     header.kept_suffix = (svr_time, tags, suffix)
     return suffix
+
+
+@lru_cache(maxsize=4096)
+def _encode_tags(tags: bytes) -> bytes:
+    """Encode field 15; agents share theirs, and keep them for long."""
+    return length_delimited(15, tags)
 
 
 def _encode_host(header: Header) -> bytes:

@@ -37,6 +37,7 @@ class Sender:
     budget: ClassBudget | None = None
     dropped: int = 0
     header: Header | None = None
+    tags: bytes = b""
 
 
 class Bench:
