@@ -62,7 +62,7 @@ def run(records: int, messages: int, per_turn: int) -> float:
         opened = Deferred.fromCoroutine(log.open())
         assert opened.called
         gateway = Gateway(AgentCenterSettings(), log, clock)
-        link = gateway.link()
+        link = gateway.link(("10.0.0.1", 40000))
         transport = Transport(peerAddress=IPv4Address("TCP", "10.0.0.1", 1))
         link.makeConnection(transport)
         link.handshakeCompleted()

@@ -219,6 +219,7 @@ class AgentCenterSettings:
     decompressed_bytes: int = _number(64 * MiB, MiB, 2048 * MiB)  # the same, decompressed
     first_message_seconds: float = _seconds(60, 1, 3600)  # a silent stream holds a slot so long
     handshake_seconds: float = _seconds(15, 1, 120)  # TLS and preface; the agent's dial budget
+    handshake_rate: float = _seconds(500, 1, 1e6)  # handshakes/s; half of what one core can do
     drain_seconds: float = _seconds(5, 0.1, 60)  # reading a stream that was refused or ended
     probe_seconds: float = _seconds(5, 1, 60)  # PING answer of a holder whose id is claimed
     takeover_seconds: float = _seconds(60, 0, 3600)  # an id changes hands at most so often

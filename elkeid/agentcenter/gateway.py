@@ -92,6 +92,7 @@ class Gateway:
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
         self._followers: list[Follower] = []
         self.links: set[AgentLink] = set()
+        self.turns_away: Callable[[], bool] = lambda: False  # full, and others have room
         self.streams = 0  # Transfer calls that hold a place under connection_limit
         self.draining: int | None = None  # the status that new calls are refused with
         self._drained: Deferred[None] | None = None
@@ -109,10 +110,16 @@ class Gateway:
         """Tell ``follower`` of agents that come, speak and go; before the port opens."""
         self._followers.append(follower)
 
-    def link(self) -> AgentLink:
-        """Make the protocol for one new connection."""
+    def link(self, peer: tuple[str, int], shaken: Callable[[], None] = lambda: None) -> AgentLink:
+        """Make the protocol for one new connection.
+
+        Args:
+            peer: the agent's address and port.
+            shaken: called once, when the TLS handshake is over, well or not.
+        """
         grpc = GrpcServerConnection(self._limits, tuple(self._services))
-        return AgentLink(grpc, self, self.clock, self.monotonic, self.settings.handshake_seconds)
+        seconds = self.settings.handshake_seconds
+        return AgentLink(grpc, self, self.clock, self.monotonic, seconds, peer=peer, shaken=shaken)
 
     # --- what connections tell
 
@@ -167,6 +174,8 @@ class Gateway:
             stream.end(self.draining, "this AgentCenter is stopping")
         elif self.streams >= self.settings.connection_limit:
             stream.end(Status.UNKNOWN, "out of max connection limit")
+            if self.turns_away():  # else it comes back on this connection, again and again
+                self.clock.callLater(0, link.go_away)
         else:
             self.streams += 1
             stream.admitted = True

@@ -79,6 +79,8 @@ class AgentLink(Protocol):
         monotonic: seconds that only go forward, to bound what one connection does in a turn.
         handshake_seconds: TLS and the first request must be done in this time, or the
             connection is reset.
+        peer: address and port of the other end, behind a proxy too.
+        shaken: called once, when the handshake is over, well or not.
     """
 
     log = Logger()
@@ -91,6 +93,9 @@ class AgentLink(Protocol):
         clock: IReactorTime,
         monotonic: Callable[[], float],
         handshake_seconds: float,
+        *,
+        peer: tuple[str, int],
+        shaken: Callable[[], None],
     ) -> None:
         self.grpc = grpc
         self._calls = calls
@@ -98,7 +103,9 @@ class AgentLink(Protocol):
         self._monotonic = monotonic
         self._open: dict[int, Call] = {}
         self._blocked = False  # the transport's buffer is full: the wire state keeps its output
+        self.peer = peer
         self._shaken = False
+        self._tell_shaken: Callable[[], None] | None = shaken
         self._probe: tuple[bytes, IDelayedCall] | None = None
         self._asking: list[Callable[[bool], None]] = []
         self._going_away = False  # GOAWAY is sent
@@ -121,17 +128,17 @@ class AgentLink(Protocol):
 
     def handshakeCompleted(self) -> None:
         """Go on only with HTTP/2 agreed on: a peer without it cannot be an agent."""
+        self._handshake_over()
         if self.transport.negotiatedProtocol != b"h2":
             self.abort()
             return
         self._shaken = True
         self._calls.connected(self)
 
-    @property
-    def peer(self) -> tuple[str, int]:
-        """Address and port of the other end."""
-        address = self.transport.getPeer()
-        return address.host, address.port
+    def _handshake_over(self) -> None:
+        tell, self._tell_shaken = self._tell_shaken, None
+        if tell is not None:
+            tell()
 
     def dataReceived(self, data: bytes) -> None:
         """Hand what has come to the calls, then send what that made us say."""
@@ -319,6 +326,7 @@ class AgentLink(Protocol):
         self._closing = True
         self._end_calls()
         self._probed(False)
+        self._handshake_over()
         self._calls.lost(self, self._shaken)
 
     def pauseProducing(self) -> None:

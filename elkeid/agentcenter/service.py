@@ -1,7 +1,7 @@
 """The role ``ac``: one AgentCenter process."""
 
-import socket
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -10,20 +10,24 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.protocol import Factory
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.threadpool import ThreadPool
 
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.command_api import CommandRoutes
 from elkeid.agentcenter.commands import Commands
+from elkeid.agentcenter.door import Door
 from elkeid.agentcenter.gateway import Gateway
+from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
+from elkeid.agentcenter.neighbours import Neighbours
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.agentcenter.tags import TagBook
+from elkeid.agentcenter.sockets import AgentsPort, ReadTurn
 from elkeid.config import Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
@@ -44,39 +48,14 @@ from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
-from elkeid.web.site import FaceSite, listen
+from elkeid.web.site import FaceSite, listen, listening
 from elkeid.wire.grpc import Status
 
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
 
-BACKLOG = 4096
-"""Connections the kernel holds for us: after a restart a whole fleet dials within seconds."""
-
 DRAIN_SECONDS = 5.5
 """For reading agents to their end at a stop, half a second beyond what one stream may take."""
-
-# A vanished host sends no FIN. The kernel asks an idle connection after 45 s, thrice at most.
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 45),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-)
-
-
-class LinkFactory(Factory):
-    """Makes the protocol of each accepted connection."""
-
-    noisy = False
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-
-    def buildProtocol(self, addr: object) -> Any:
-        """A link of its own for each connection."""
-        return self._gateway.link()
 
 
 class AgentCenterRole:
@@ -95,6 +74,7 @@ class AgentCenterRole:
     def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
         self._settings, self._keys, self._reactor = settings, keys, reactor
         self._pool = ThreadPool(1, 4, name="eventlog")
+        self._read_turn = ReadTurn(reactor, time.monotonic)
         self.event_log = EventLog(
             self.log_directory(settings), settings.eventlog, reactor, self._in_thread
         )
@@ -129,7 +109,16 @@ class AgentCenterRole:
         self.gateway.know_tags(self.tags)
         TagMetrics(self.registry, self.tags.figures)
         self._discovery: DiscoveryClient | None = None
-        self._agents_port: IListeningPort | None = None
+        self._neighbours: Neighbours | None = None
+        self.door = Door(
+            settings.agentcenter,
+            self.gateway,
+            reactor,
+            listen=self._listen_for_agents,
+            wrap=self._with_tls,
+            others_have_room=self._others_have_room,
+        )
+        self.gateway.turns_away = self.door.turns_away
         self._api_port: IListeningPort | None = None
         self._site: FaceSite | None = None
         self._stopping = False
@@ -181,30 +170,42 @@ class AgentCenterRole:
             setting="agentcenter.http_port",
             tls=api_server_options(self._keys),
         )
-        self._agents_port = self._listen_for_agents()
+        self._tls = TLSMemoryBIOFactory(agent_listener_options(self._keys), False, self.door)
+        self.door.open()
         self._discovery = DiscoveryClient(
             self._reactor, self._http(), self._settings.discovery.members
         )
         address = self._settings.advertised("agentcenter")
         self._discovery.register(GRPC_NAME, address, settings.grpc_port, self._load)
         self._discovery.register(HTTP_NAME, address, settings.http_port, self._load)
-
-    def _listen_for_agents(self) -> IListeningPort:
-        settings = self._settings.agentcenter
-        port = listen(
+        self._neighbours = Neighbours(
             self._reactor,
-            LinkFactory(self.gateway),
-            settings.listen,
+            partial(self._discovery.lookup, GRPC_NAME),
+            partial(self._discovery.known, GRPC_NAME),
+            address,
             settings.grpc_port,
-            setting="agentcenter.grpc_port",
-            tls=agent_listener_options(self._keys),
-            backlog=BACKLOG,
         )
-        listener = getattr(port, "socket", None)
-        if listener is not None:
-            for level, option, value in KEEPALIVE:  # accepted sockets inherit these
-                listener.setsockopt(level, option, value)
+        self._neighbours.start()
+
+    def _listen_for_agents(self, door: Door) -> IListeningPort:
+        settings = self._settings.agentcenter
+        port = AgentsPort(
+            settings.grpc_port,
+            door,
+            settings.listen,
+            self._reactor,
+            entrance=door,
+            turn=self._read_turn,
+        )
+        with listening("agentcenter.grpc_port", settings.listen, settings.grpc_port):
+            port.startListening()
         return port
+
+    def _with_tls(self, link: AgentLink) -> TLSMemoryBIOProtocol:
+        return TLSMemoryBIOProtocol(self._tls, link)
+
+    def _others_have_room(self) -> bool:
+        return self._neighbours is not None and self._neighbours.have_room()
 
     def _load(self) -> tuple[int, dict[str, Any] | None]:
         """Weight and extra for ServiceDiscovery."""
@@ -215,11 +216,12 @@ class AgentCenterRole:
         """Leave ServiceDiscovery, close the port, read every agent to its end, flush the log."""
         self._stopping = True
         try:
+            if self._neighbours is not None:
+                self._neighbours.stop()
             if self._discovery is not None:
                 await self._discovery.stop()
-            if self._agents_port is not None:
-                await maybeDeferred(self._agents_port.stopListening)
-                await self._drain()
+            await self.door.close()
+            await self._drain()
             if self._api_port is not None:
                 await maybeDeferred(self._api_port.stopListening)
         finally:  # also when time is up: what was accepted must be in the log
@@ -251,8 +253,17 @@ class AgentCenterRole:
             return ["not started yet"]
         if self._stopping:
             return ["stopping"]
-        problems = self._discovery.problems()
-        return [*self.event_log.problems(), *self.results.problems(), *problems]
+        problems = [
+            *self.event_log.problems(),
+            *self.results.problems(),
+            *self._discovery.problems(),
+        ]
+        if self.door.full:
+            problems.append(
+                f"full: {self._settings.agentcenter.connection_limit} connections are here, "
+                "as agentcenter.connection_limit allows"
+            )
+        return problems
 
     def _figures(self) -> GatewayFigures:
         gateway = self.gateway

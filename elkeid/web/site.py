@@ -7,6 +7,8 @@ that sends too slowly is dropped.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -357,8 +359,19 @@ def listen(
         OperatorError: the port or address cannot be used; the text says what to change.
     """
     factory: Any = site if tls is None else TLSMemoryBIOFactory(tls, False, site)
-    try:
+    with listening(setting, interface, port):
         return reactor.listenTCP(port, factory, backlog=backlog, interface=interface)
+
+
+@contextmanager
+def listening(setting: str, interface: str, port: int) -> Iterator[None]:
+    """Turn a failure to open a port into a sentence that names the setting to change.
+
+    Raises:
+        OperatorError: the port or address cannot be used.
+    """
+    try:
+        yield
     except CannotListenError as error:
         raise OperatorError(_cannot_listen(error, setting, interface, port)) from error
 

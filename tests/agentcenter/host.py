@@ -65,7 +65,7 @@ class Host:
 
     def __init__(self, gateway: Gateway, address: str = "10.0.0.1", port: int = 40000) -> None:
         self.transport = Transport(peerAddress=IPv4Address("TCP", address, port))
-        self.link = gateway.link()
+        self.link = gateway.link((address, port))
         self.client = GrpcClientConnection("127.0.0.1:6751")
         self.events: list[Event] = []
         self.lost = False

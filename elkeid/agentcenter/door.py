@@ -1,0 +1,292 @@
+"""The agents' door: who may come in, who must wait, and who is turned away, and how.
+
+Each accepted connection waits here, in plain TCP, until its handshake's turn comes; then TLS and
+the link take its place. When the process is full the door depends on others: while
+ServiceDiscovery lists an AgentCenter with room the port is closed, so that agents dial that one
+at once; otherwise it stays open, and streams are refused by a status, since an agent that finds
+no open port gives up after seven tries, and with it all detection on its host.
+
+Source: docs/protocol.md, "How agents are turned away".
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+from typing import Protocol as Interface
+
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from elkeid.agentcenter.handshakes import Handshakes
+from elkeid.agentcenter.link import AgentLink
+from elkeid.agentcenter.sockets import READ_BYTES
+from elkeid.config import AgentCenterSettings
+
+STRANGERS: Final = 4096
+"""Connections accepted and not through their handshake; the kernel's backlog holds as many
+more. At the default rate the last of them has its turn within half an agent's dial budget."""
+
+HELLO_BYTES: Final = 4 << 10
+"""Read from a connection before its turn; a ClientHello has under 2 KiB."""
+
+SILENT_SECONDS: Final = 1.0
+"""A connection that said nothing for so long makes room for others, when they are too many."""
+
+REFUSED_SHARE: Final = 10
+"""One connection for so many of the limit may be there beyond it, to be refused by a status."""
+
+REOPEN_SHARE: Final = 0.95
+"""The closed door opens again below this share of the limit, not at every departure."""
+
+REOPEN_SECONDS: Final = 1.0
+"""Between two looks at whether a closed door may open."""
+
+
+class Hall(Interface):
+    """What lies behind the door; the gateway."""
+
+    links: set[AgentLink]
+
+    def link(self, peer: tuple[str, int], shaken: Callable[[], None]) -> AgentLink:
+        """Make the protocol of a connection; ``shaken`` is called when its handshake is over."""
+
+
+class Entry(Protocol):
+    """One connection until its handshake begins."""
+
+    log = Logger()
+    transport: Any
+
+    def __init__(self, door: "Door", host: str, port: int) -> None:
+        self._door = door
+        self.host, self._port = host, port
+        self._held = b""
+        self._deadline: IDelayedCall | None = None
+        self._asked = False  # for its turn
+        self.accepted_at = 0.0
+
+    def connectionMade(self) -> None:
+        """Wait for the first bytes, unless the connection is turned away."""
+        self._door.arrived(self)
+
+    def wait(self, clock: IReactorTime, seconds: float) -> None:
+        """Say something and have a turn within ``seconds``."""
+        self.accepted_at = clock.seconds()
+        self.transport.bufferSize = HELLO_BYTES
+        self._deadline = clock.callLater(seconds, self._late)
+
+    def dataReceived(self, data: bytes) -> None:
+        """The peer speaks: wait for a turn without reading on."""
+        self._held += data
+        self.transport.pauseProducing()
+        self._asked = True
+        self._door.spoke(self)
+
+    def start(self) -> None:
+        """Its turn has come: TLS and the link take this protocol's place."""
+        self._cancel()
+        link = self._door.hall.link((self.host, self._port), self._shaken)
+        inner = self._door.wrap(link)
+        transport, held, self._held = self.transport, self._held, b""
+        transport.bufferSize = READ_BYTES
+        transport.protocol = inner
+        try:
+            inner.makeConnection(transport)
+            transport.resumeProducing()
+            inner.dataReceived(held)
+        except Exception:
+            self.log.failure("{host}: a handshake failed by a fault of ours", host=self.host)
+            transport.abortConnection()
+
+    def _shaken(self) -> None:
+        self._door.left(self)
+
+    def give_up(self) -> None:
+        """The handshake stalled, and others wait: reset."""
+        self.turn_away("stalled")
+
+    def turn_away(self, reason: str) -> None:
+        """Reset the connection: the peer tries its next address at once."""
+        self._door.refused[reason] += 1
+        self.transport.abortConnection()
+
+    def _late(self) -> None:
+        self._deadline = None
+        self.turn_away("late" if self._asked else "silent")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The peer left before its turn, or was turned away."""
+        self._cancel()
+        self._door.left(self)
+
+    def _cancel(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Door(Factory):
+    """Opens and closes the agents' port, and lets connections in.
+
+    Args:
+        settings: limits.
+        hall: what lies behind.
+        clock: for deadlines.
+        listen: opens the port for a factory and returns it.
+        wrap: puts TLS around a link; what it returns takes the connection's bytes.
+        others_have_room: whether agents find another AgentCenter with room.
+    """
+
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: AgentCenterSettings,
+        hall: Hall,
+        clock: IReactorTime,
+        *,
+        listen: Callable[["Door"], IListeningPort],
+        wrap: Callable[[AgentLink], Any],
+        others_have_room: Callable[[], bool],
+    ) -> None:
+        self.hall, self.wrap = hall, wrap
+        self._settings, self._clock, self._listen = settings, clock, listen
+        self._others_have_room = others_have_room
+        self._port: Any = None
+        self._open = False  # the port should be open, but for a full house
+        self._reopen: IDelayedCall | None = None
+        self._silent: dict[Entry, None] = {}  # said nothing yet; oldest first
+        self._strangers: set[Entry] = set()  # all whose handshake is not over
+        self.handshakes = Handshakes(clock, settings.handshake_rate)
+        self.refused: Counter[str] = Counter()  # connections turned away, by reason
+        self.closings = 0  # times the port was closed for a full house
+
+    # --- the port
+
+    def open(self) -> IListeningPort:
+        """Open the port.
+
+        Raises:
+            OperatorError: it cannot be opened.
+        """
+        self._open = True
+        self._port = self._listen(self)
+        return self._port  # type: ignore[no-any-return]
+
+    def close(self) -> Deferred[None]:
+        """Close the port for good, and forget who waits for a turn."""
+        self._open = False
+        if self._reopen is not None:
+            self._reopen.cancel()
+            self._reopen = None
+        self.handshakes.stop()
+        for entry in [each for each in self._strangers if each.transport is not None]:
+            entry.turn_away("stopping")
+        return self._close_port()
+
+    def _close_port(self) -> Deferred[None]:
+        port, self._port = self._port, None
+        if port is None:
+            return succeed(None)
+        closed: Deferred[None] = maybeDeferred(port.stopListening)
+        return closed
+
+    @property
+    def is_open(self) -> bool:
+        """Whether agents find an open port here."""
+        return self._port is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether as many connections are here as the limit allows."""
+        return self._connections >= self._settings.connection_limit
+
+    @property
+    def _connections(self) -> int:
+        return len(self.hall.links) + len(self._strangers)
+
+    @property
+    def silent(self) -> int:
+        """Connections that have not said anything yet."""
+        return len(self._silent)
+
+    def turns_away(self) -> bool:
+        """Whether to send agents elsewhere: the house is full, and another has room."""
+        return self.full and self._others_have_room()
+
+    def _shut(self) -> None:
+        """Close the port until there is room here, or nowhere else."""
+        if self._port is None or not self._open:
+            return
+        self.closings += 1
+        self.log.warn(
+            "{n} connections are here, the limit is {limit}, and another AgentCenter has room: "
+            "the port is closed until there is room",
+            n=self._connections,
+            limit=self._settings.connection_limit,
+        )
+        self._close_port()
+        self._reopen = self._clock.callLater(REOPEN_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Open again when there is room here, or when agents have nowhere else to go."""
+        self._reopen = None
+        room = self._connections <= self._settings.connection_limit * REOPEN_SHARE
+        if room or not self._others_have_room():
+            try:
+                self._port = self._listen(self)
+            except Exception as error:
+                self.log.error("cannot open the port again: {error}; trying on", error=error)
+            else:
+                self.log.info("the port is open again")
+                return
+        self._reopen = self._clock.callLater(REOPEN_SECONDS, self._look)
+
+    # --- connections
+
+    def room(self) -> int:
+        """How many more connections may be accepted now; see `sockets.Entrance`."""
+        room = STRANGERS - len(self._strangers)
+        if room > 0 or not self._silent:
+            return room
+        oldest = next(iter(self._silent))
+        if self._clock.seconds() - oldest.accepted_at >= SILENT_SECONDS:
+            oldest.turn_away("crowded")
+        return STRANGERS - len(self._strangers)
+
+    def buildProtocol(self, addr: IAddress | None) -> Entry:
+        """Let a connection wait here."""
+        address: Any = addr
+        return Entry(self, address.host, address.port)
+
+    def arrived(self, entry: Entry) -> None:
+        """A connection was accepted."""
+        limit = self._settings.connection_limit
+        if self.full:
+            if self._others_have_room():
+                entry.turn_away("full")
+                self._shut()
+                return
+            if self._connections >= limit + max(limit // REFUSED_SHARE, 1):
+                entry.turn_away("full")
+                return
+        self._strangers.add(entry)
+        self._silent[entry] = None
+        entry.wait(self._clock, self._settings.handshake_seconds)
+
+    def spoke(self, entry: Entry) -> None:
+        """A connection is ready for its handshake."""
+        self._silent.pop(entry, None)
+        self.handshakes.enter(entry)
+
+    def left(self, entry: Entry) -> None:
+        """A connection's handshake is over, or the connection itself."""
+        if entry not in self._strangers:
+            return
+        self._strangers.discard(entry)
+        self._silent.pop(entry, None)
+        self.handshakes.leave(entry)

@@ -1,0 +1,153 @@
+"""Which of the accepted connections may shake hands now; no I/O.
+
+A handshake costs more than a millisecond of CPU, so after a restart a fleet's would hold up
+everything else. They are done in turn: a bounded number under way, a bounded rate. A connection
+asks for its turn with its first bytes, so that one that says nothing takes nobody's. Turns go to
+the address with the fewest under way: hosts with one address each are not kept out by one that
+opens hundreds of connections.
+"""
+
+from collections import deque
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+UNDER_WAY: Final = 64
+"""Handshakes at once: 80 ms of work if all go on in one reactor turn."""
+
+STALLED_SECONDS: Final = 4.0
+"""A handshake under way for so long is given up when others wait for its turn; an honest one
+takes two round trips."""
+
+
+class Guest(Protocol):
+    """A connection that wants to shake hands."""
+
+    host: str
+
+    def start(self) -> None:
+        """Its turn has come."""
+
+    def give_up(self) -> None:
+        """It took too long, and others wait; it must call `Handshakes.leave`."""
+
+
+class Handshakes:
+    """Gives turns.
+
+    Args:
+        clock: for the rate and for stalled handshakes.
+        rate: handshakes begun in a second, at most; a burst of `UNDER_WAY` is allowed.
+    """
+
+    def __init__(self, clock: IReactorTime, rate: float) -> None:
+        self._clock, self._rate = clock, rate
+        self._tokens, self._at = float(UNDER_WAY), clock.seconds()
+        self._under_way: dict[Guest, float] = {}  # guest -> start; oldest first
+        self._hosts: dict[str, int] = {}  # address -> its handshakes under way
+        self._waiting: dict[str, deque[Guest]] = {}  # address -> its guests; none is empty
+        self._fresh: deque[str] = deque()  # addresses that wait and have nothing under way
+        self._timer: IDelayedCall | None = None
+        self._serving = False
+        self.waiting = 0
+
+    @property
+    def under_way(self) -> int:
+        """Handshakes begun and not over."""
+        return len(self._under_way)
+
+    def enter(self, guest: Guest) -> None:
+        """Give ``guest`` its turn, now or later."""
+        queue = self._waiting.get(guest.host)
+        if queue is None:
+            queue = self._waiting[guest.host] = deque()
+            if guest.host not in self._hosts:
+                self._fresh.append(guest.host)
+        queue.append(guest)
+        self.waiting += 1
+        self._serve()
+
+    def leave(self, guest: Guest) -> None:
+        """The handshake is over, well or not, or the guest is gone before its turn."""
+        if self._under_way.pop(guest, None) is not None:
+            left = self._hosts.pop(guest.host) - 1
+            if left:
+                self._hosts[guest.host] = left
+            elif guest.host in self._waiting:
+                self._fresh.append(guest.host)
+            self._serve()
+            return
+        queue = self._waiting.get(guest.host)
+        if queue is not None and guest in queue:
+            queue.remove(guest)
+            self.waiting -= 1
+            if not queue:
+                self._empty(guest.host)
+
+    def stop(self) -> None:
+        """Give no more turns."""
+        self._rate = 0.0
+        self._tokens = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _empty(self, host: str) -> None:
+        del self._waiting[host]
+        if host not in self._hosts:
+            self._fresh.remove(host)
+
+    def _serve(self) -> None:
+        if self._serving or not self.waiting or not self._rate:
+            return
+        self._serving = True  # a guest that fails at once leaves while we are here
+        try:
+            self._give_turns()
+        finally:
+            self._serving = False
+
+    def _give_turns(self) -> None:
+        now = self._clock.seconds()
+        self._tokens = min(float(UNDER_WAY), self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        while self.waiting:
+            if len(self._under_way) >= UNDER_WAY:
+                began = next(iter(self._under_way.values()))
+                self._wake(began + STALLED_SECONDS - now)
+                return
+            if self._tokens < 1:
+                self._wake((1 - self._tokens) / self._rate)
+                return
+            self._tokens -= 1
+            guest = self._next()
+            self._under_way[guest] = now
+            self._hosts[guest.host] = self._hosts.get(guest.host, 0) + 1
+            guest.start()
+
+    def _next(self) -> Guest:
+        """Take the next guest off the queues."""
+        if self._fresh:
+            host = self._fresh.popleft()
+        else:  # so every waiting address is among the few that have something under way
+            host = min((h for h in self._hosts if h in self._waiting), key=self._hosts.__getitem__)
+        queue = self._waiting[host]
+        guest = queue.popleft()
+        self.waiting -= 1
+        if not queue:
+            del self._waiting[host]
+        return guest
+
+    def _wake(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._clock.callLater(max(seconds, 0.001), self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        if len(self._under_way) >= UNDER_WAY and self.waiting:
+            since = self._clock.seconds() - STALLED_SECONDS
+            for guest, began in list(self._under_way.items()):
+                if began > since:
+                    break
+                guest.give_up()
+        self._serve()
