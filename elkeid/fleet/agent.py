@@ -9,10 +9,10 @@ Nothing is jittered: real agents are not either, and servers must bear it.
 Source: docs/protocol.md, "What agents do".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, inf
 
-from attrs import define, field
+from attrs import asdict, define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -24,10 +24,17 @@ from elkeid.fleet.buffer import RecordBuffer
 from elkeid.fleet.grpc_client import MESSAGE_BYTES, CallEnded
 from elkeid.fleet.host import HEARTBEAT_SECONDS, STOCK_PLUGINS, Activity, Chance, Host
 from elkeid.fleet.link import Address, AgentLink, DialFailed
-from elkeid.fleet.plugins import Plugins
-from elkeid.fleet.records import StreamWriter, Template
+from elkeid.fleet.orders import Orders
+from elkeid.fleet.records import (
+    Pending,
+    StreamWriter,
+    Template,
+    encode_entries,
+    own_template,
+)
 from elkeid.fleet.report import AgentReport, StreamReport, by_class
 from elkeid.fleet.resolve import AddressBook, Lookup, LookupFailed
+from elkeid.fleet.upload import FileUpload
 from elkeid.fleet.wheel import SLOT_SECONDS, Ticked, TimerWheel
 from elkeid.wire.command import decode_command
 from elkeid.wire.compression import decompressor, snappy_frame
@@ -96,8 +103,10 @@ class World:
         permitted: whether an address may be dialled at all.
         templates: events to replay.
         rate: of each agent, events/s; 0 for none.
-        restart: whether an agent that exited comes back after `RESTART_SECONDS`.
+        restart: whether an agent that exited comes back after `RESTART_SECONDS`; one that was
+            told to exit always does.
         chance: gives numbers from 0 to 1.
+        bare: whether agents begin without plugins.
     """
 
     clock: IReactorTime
@@ -111,6 +120,7 @@ class World:
     restart: bool
     chance: Chance
     allowance: Allowance
+    bare: bool = False
     totals: Totals = field(factory=Totals)
 
 
@@ -168,7 +178,9 @@ class SimulatedAgent(Ticked):
         self._suffix = host.identity.encode()
         self._buffer = RecordBuffer()
         self._activity = Activity()
-        self.plugins = Plugins()
+        self.orders = Orders(self, world.clock, world.wall, host.identity.version)
+        self._leaving = False  # this process ends, as it was told to
+        self._made = 0  # events since the last heartbeat of plugins, kept or not
         self._streams: list[_Stream] = []
         self._writer: StreamWriter | None = None
         self._link: AgentLink | None = None  # while a stream is open on it
@@ -241,10 +253,9 @@ class SimulatedAgent(Ticked):
             lost_on_exit=self._lost_on_exit,
             failed_rounds=self.failed_rounds,
             exits=self.exits,
-            plugins={name: each.version for name, each in self.plugins.loaded.items()},
-            tasks=self.plugins.tasks,
-            syncs=self.plugins.syncs,
-            wiped=self.plugins.wiped,
+            plugins={name: each.version for name, each in self.orders.loaded.items()},
+            version=self.orders.version,
+            **asdict(self.orders.tally),
         )
 
     # --- its life
@@ -257,10 +268,12 @@ class SimulatedAgent(Ticked):
             self._drop_buffer()
             if self._over:
                 return
+            self.orders.end()
             self.exits += 1
             world.totals.exits += 1
-            if not world.restart:
+            if not (world.restart or self._leaving):
                 return
+            self._leaving = False
             await self._pause(RESTART_SECONDS)
             world.totals.restarts += not self._over
 
@@ -268,15 +281,24 @@ class SimulatedAgent(Ticked):
     def _over(self) -> bool:
         return self._stopped or self._finishing
 
+    @property
+    def _ending(self) -> bool:
+        """Whether this process ends, for good or not."""
+        return self._over or self._leaving
+
     def _boot(self) -> None:
-        """What a fresh process starts with: a heartbeat to send, and plugins."""
+        """What a fresh process starts with: a heartbeat to send, no plugins until it is told.
+
+        The first start stands for one long ago, after which it was told a stock set.
+        """
         world = self._world
         self._phase = now = world.clock.seconds()
         self._pid_start = world.wall()
         self._next_heartbeat = now
         self._next_plugins = now + HEARTBEAT_SECONDS
         self._next_event = now if world.rate else inf
-        self.plugins.load(STOCK_PLUGINS, self._pid_start)
+        if not self.exits and not world.bare:
+            self.orders.load(STOCK_PLUGINS)
         world.wheel.schedule(self, now)
 
     def _drop_buffer(self) -> None:
@@ -287,13 +309,13 @@ class SimulatedAgent(Ticked):
 
     async def _serve_until_exit(self) -> None:
         failures = 0
-        while not self._over:
+        while not self._ending:
             channel = await self._connect()
             if channel is not None:
                 failures = 0
                 await self._use(channel)
                 continue
-            if self._over:
+            if self._ending:
                 return
             failures += 1
             self.failed_rounds += 1
@@ -346,10 +368,10 @@ class SimulatedAgent(Ticked):
     async def _use(self, channel: _Channel) -> None:
         for _ in range(STREAMS_PER_CONNECTION):
             await self._stream(channel)
-            if self._over:
+            if self._ending:
                 break
             await self._pause(RETRY_SECONDS)
-            if self._over or not channel.good:
+            if self._ending or not channel.good:
                 break
         channel.link.close()
 
@@ -362,7 +384,7 @@ class SimulatedAgent(Ticked):
                 channel.good = False
                 return
             channel.link = link
-            if self._over:
+            if self._ending:
                 return
         number = len(self._streams)
         self._writer = StreamWriter(number, self.host.identity.hostname, self._suffix)
@@ -410,7 +432,7 @@ class SimulatedAgent(Ticked):
         assert waiter is not None
         waiter.callback(ended)
 
-    def command_received(self, compressed: bool, body: bytes) -> None:
+    def message_received(self, compressed: bool, body: bytes) -> None:
         """See `StreamOwner`."""
         self._activity.commands += 1
         self._activity.bytes_received += len(body)
@@ -422,7 +444,65 @@ class SimulatedAgent(Ticked):
             if self._link is not None:
                 self._link.cancel_stream(f"bad command: {error}")
             return
-        self.plugins.obey(command, self._world.wall())
+        self.orders.obey(command)
+
+    # --- what its orders ask for
+
+    def emit(self, data_type: int, fields: Mapping[str, str], own: bool) -> None:
+        """See `OrderTaker`."""
+        template = own_template(data_type, encode_entries(fields), own=own)
+        self._keep((template, int(self._world.wall())))
+        self._world.wheel.schedule(self, self._next_tick(self._world.clock.seconds()))
+
+    def _keep(self, record: Pending) -> None:
+        lost = self._buffer.add(record)
+        if lost is not None and not lost[0].own and lost is not record:
+            self._world.allowance.give_back(1)
+
+    def leave(self, version: str | None) -> None:
+        """See `OrderTaker`."""
+        if self._ending:
+            return
+        self._leaving = True
+        if version is not None:
+            self.orders.version = version
+            self._suffix = evolve(self.host.identity, version=version).encode()
+        if self._link is not None:
+            self._link.close()  # as the system does for a process that ended
+
+    def upload(self, token: str, size: int, piece: int, elsewhere: bool) -> None:
+        """See `OrderTaker`."""
+        sending = Deferred.fromCoroutine(self._upload(token, size, piece, elsewhere))
+        sending.addErrback(self._fault)
+
+    async def _upload(self, token: str, size: int, piece: int, elsewhere: bool) -> None:
+        link, own = self._link, False
+        if elsewhere or link is None or not link.usable:
+            link, own = await self._dial_elsewhere(), True
+        if link is None:
+            self.orders.uploaded(token, "no gateway takes the file")
+            return
+        ended: Deferred[str] = Deferred()
+        FileUpload(
+            link, self._world.clock, token=token, size=size, piece=piece, done=ended.callback
+        )
+        error = await ended
+        if own:
+            link.close()
+        if not self._ending:
+            self.orders.uploaded(token, error)
+
+    async def _dial_elsewhere(self) -> AgentLink | None:
+        """A connection of its own, to another gateway where there is one."""
+        now_at = self._streams[-1].address
+        listed = [*await self._addresses("sd"), *await self._addresses("private")]
+        listed.sort(key=lambda address: str(address) == now_at)
+        for address in listed:
+            if self._world.permitted(address):
+                link = await self._dial(address)
+                if link is not None:
+                    return link
+        return None
 
     # --- its records
 
@@ -452,6 +532,7 @@ class SimulatedAgent(Ticked):
     def _replay(self, now: float) -> None:
         world, buffer = self._world, self._buffer
         due = int((now - self._next_event) * world.rate) + 1
+        self._made += due
         self._next_event += due / world.rate
         templates, cursor = world.templates, self._cursor
         second = int(world.wall())
@@ -470,18 +551,20 @@ class SimulatedAgent(Ticked):
         if now >= self._next_heartbeat:
             self._next_heartbeat += HEARTBEAT_SECONDS
             activity, self._activity = self._activity, Activity()
-            templates.append(self.host.heartbeat(self._pid_start, self._net_mode, activity, chance))
+            place = self.orders.idc, self.orders.region
+            templates.append(
+                self.host.heartbeat(self._pid_start, self._net_mode, activity, chance, place)
+            )
         if now >= self._next_plugins:
             self._next_plugins += HEARTBEAT_SECONDS
-            share = self._world.rate / max(1, len(self.plugins.loaded))
+            made, self._made = self._made, 0
+            share = made / HEARTBEAT_SECONDS / max(1, len(self.orders.loaded))
             templates += [
                 self.host.plugin_heartbeat(name, each.version, each.since, share, chance)
-                for name, each in self.plugins.loaded.items()
+                for name, each in self.orders.loaded.items()
             ]
         for template in templates:
-            lost = self._buffer.add((template, second))
-            if lost is not None and not lost[0].own:
-                self._world.allowance.give_back(1)
+            self._keep((template, second))
 
     def _send_buffer(self) -> None:
         link = self._link

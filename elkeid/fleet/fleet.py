@@ -50,7 +50,9 @@ class Plan:
         private: addresses to try when service discovery gives none that works.
         allow_remote: whether addresses that are not loopback may be dialled.
         hostnames: pattern with ``{n}`` for the agent's number; empty for made-up names.
-        restart: whether exited agents come back after 45 s.
+        restart: whether exited agents come back after 45 s; those that were told to exit, and
+            those that updated themselves, always do.
+        bare: whether agents begin without plugins, as after a boot, instead of a stock set.
     """
 
     agents: int
@@ -65,6 +67,7 @@ class Plan:
     private: Sequence[Address] = field(factory=tuple)
     allow_remote: bool = False
     restart: bool = False
+    bare: bool = False
 
     def book(self, number: int) -> AddressBook:
         """Where the agent of this number looks for gateways."""
@@ -113,6 +116,7 @@ class Fleet:
             templates=events.templates,
             rate=plan.rate,
             restart=plan.restart,
+            bare=plan.bare,
             chance=random.Random(plan.seed).random,  # noqa: S311 - a simulation
             allowance=Allowance(plan.total),
         )
@@ -272,6 +276,12 @@ class Fleet:
                 for agent in reports
                 if not agent.confirmed_at_end or (agent.exits and not self.plan.restart)
             ],
+            results=sum(agent.results for agent in reports),
+            dropped_syncs=sum(agent.dropped_syncs for agent in reports),
+            refused_tasks=sum(agent.refused_tasks for agent in reports),
+            uploads=sum(agent.uploads for agent in reports),
+            failed_uploads=sum(agent.failed_uploads for agent in reports),
+            updates=sum(agent.updates for agent in reports),
             errors=dict(sorted(totals.errors.items(), key=lambda item: -item[1])),
         )
 

@@ -147,8 +147,8 @@ class _Call:
 _Headers = tuple[tuple[str, str], ...]
 
 
-def _request_headers(authority: str, path: str) -> _Headers:
-    return (
+def _request_headers(authority: str, path: str, timeout: str) -> _Headers:
+    headers = (
         (":method", "POST"),
         (":scheme", "https"),
         (":path", path),
@@ -159,6 +159,7 @@ def _request_headers(authority: str, path: str) -> _Headers:
         ("grpc-encoding", "snappy"),
         ("grpc-accept-encoding", "snappy"),
     )
+    return (*headers, ("grpc-timeout", timeout)) if timeout else headers
 
 
 @lru_cache(maxsize=64)
@@ -202,10 +203,10 @@ class GrpcClientConnection:
         """Calls that have not ended."""
         return len(self._calls)
 
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes queued in all calls because the server's windows are used up."""
-        return sum(call.waiting_bytes for call in self._calls.values())
+    def waiting_on(self, stream_id: int) -> int:
+        """Bytes queued in one call."""
+        call = self._calls.get(stream_id)
+        return 0 if call is None else call.waiting_bytes
 
     def data_to_send(self) -> bytes:
         """Take everything queued for the wire; empty when there is nothing."""
@@ -216,11 +217,16 @@ class GrpcClientConnection:
         out.clear()
         return data
 
-    def open_call(self, path: str = TRANSFER_PATH) -> int:
-        """Queue the request headers of a new call, and return its stream id."""
+    def open_call(self, path: str = TRANSFER_PATH, timeout: str = "") -> int:
+        """Queue the request headers of a new call, and return its stream id.
+
+        Args:
+            path: of the method.
+            timeout: the call's, as gRPC writes it; empty for none.
+        """
         stream_id = self._next_id
         self._next_id += 2
-        headers = _request_headers(self._authority, path)
+        headers = _request_headers(self._authority, path, timeout)
         if self._encoder is None and not self._first_call:
             self._first_call = headers
             block = _first_block(headers)

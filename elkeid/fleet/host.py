@@ -77,7 +77,7 @@ class Host:
         hostname: the name to bear; made up when empty.
     """
 
-    __slots__ = ("_boot", "_pid", "_static", "identity")
+    __slots__ = ("_boot", "_pid", "_static", "idc", "identity")
 
     def __init__(self, seed: int, number: int, id_prefix: str = "", hostname: str = "") -> None:
         chance = random.Random(f"{seed}/{number}")  # noqa: S311 - a simulation, nothing secret
@@ -85,6 +85,7 @@ class Host:
         low = number % MANY_HOSTS
         network = f"10.{low >> 16}.{low >> 8 & 255}"
         trade = _TRADES[number // len(_SITES) % len(_TRADES)]
+        self.idc = site
         self.identity = Identity(
             agent_id=id_prefix + str(uuid.uuid5(NAMESPACE, f"{seed}/{number}")),
             hostname=hostname or f"{trade}-{site}-{number:05}",
@@ -104,8 +105,6 @@ class Host:
                 "platform_version": system.version,
                 "state": "running",
                 "state_detail": "[]",
-                "idc": site,
-                "region": "default",
                 "pid": str(self._pid),
                 "nproc": str(chance.choice((2, 4, 8, 16, 64))),
                 "total_mem": str(chance.choice((4, 8, 16, 64, 256)) * _GiB),
@@ -120,7 +119,12 @@ class Host:
         )
 
     def heartbeat(
-        self, start: float, net_mode: str, activity: Activity, chance: Chance
+        self,
+        start: float,
+        net_mode: str,
+        activity: Activity,
+        chance: Chance,
+        place: tuple[str, str] = ("", ""),
     ) -> Template:
         """The agent's own heartbeat.
 
@@ -130,9 +134,12 @@ class Host:
                 ``unknown``.
             activity: since the last one.
             chance: gives numbers from 0 to 1.
+            place: IDC and region that the agent was told; its own where empty.
         """
         load = chance() * 4
         moving = {
+            "idc": place[0] or self.idc,
+            "region": place[1] or "default",
             "net_mode": net_mode,
             "rx_speed": f"{activity.bytes_received / HEARTBEAT_SECONDS:.8f}",
             "tx_speed": f"{activity.bytes_sent / HEARTBEAT_SECONDS:.8f}",
@@ -166,7 +173,7 @@ class Host:
             name: the plugin's.
             version: the plugin's.
             start: when it was loaded, unix seconds.
-            share: records/s that came of it.
+            share: records/s that it gave the agent, kept or not.
             chance: gives numbers from 0 to 1.
         """
         fields: Mapping[str, str] = {
@@ -180,9 +187,9 @@ class Host:
             "nfd": str(8 + int(chance() * 8)),
             "start_time": str(int(start)),
             "du": "8388608",
-            "rx_tps": f"{share:.8f}",
-            "tx_tps": "0.00000000",
-            "rx_speed": f"{share * 700:.8f}",
-            "tx_speed": "0.00000000",
+            "rx_tps": "0.00000000",
+            "tx_tps": f"{share:.8f}",
+            "rx_speed": "0.00000000",
+            "tx_speed": f"{share * 700:.8f}",
         }
         return own_template(PLUGIN_HEARTBEAT, encode_entries(fields))

@@ -59,9 +59,9 @@ class Address:
 
 
 class StreamOwner(Protocol):
-    """What a link tells of the one stream that it carries at a time."""
+    """What a link tells of one of its streams."""
 
-    def command_received(self, compressed: bool, body: bytes) -> None:
+    def message_received(self, compressed: bool, body: bytes) -> None:
         """The server sent a message."""
 
     def stream_ended(self, ended: CallEnded) -> None:
@@ -70,7 +70,7 @@ class StreamOwner(Protocol):
 
 @implementer(IPushProducer)
 class AgentLink(TwistedProtocol):
-    """Moves bytes between one agent and the gateway, one stream at a time.
+    """Moves bytes between one agent and the gateway: one Transfer stream, and uploads beside it.
 
     Args:
         authority: as dialled, for the request headers.
@@ -83,8 +83,8 @@ class AgentLink(TwistedProtocol):
     def __init__(self, authority: str, settled: Callable[[Failure | None], None]) -> None:
         self._http2 = GrpcClientConnection(authority)
         self._settled: Callable[[Failure | None], None] | None = settled
-        self._owner: StreamOwner | None = None
-        self._stream_id = 0
+        self._owners: dict[int, StreamOwner] = {}  # stream id -> whose it is
+        self._stream_id = 0  # of the Transfer stream
         self._paused = False
         self._lost = False
         self.orderly_loss = False
@@ -99,23 +99,47 @@ class AgentLink(TwistedProtocol):
     @property
     def blocked(self) -> bool:
         """Whether a send would have to wait for the gateway."""
-        return self._paused or self._http2.waiting_bytes > QUEUED_BYTES
+        return self._paused or self._http2.waiting_on(self._stream_id) > QUEUED_BYTES
 
     def open_stream(self, owner: StreamOwner) -> None:
         """Open the Transfer stream; its end is told to ``owner`` exactly once."""
-        self._owner = owner
         self._stream_id = self._http2.open_call()
+        self._owners[self._stream_id] = owner
+        self._flush()
+
+    def open_call(self, owner: StreamOwner, path: str, timeout: str) -> int:
+        """Open another stream; its end is told to ``owner`` exactly once.
+
+        Args:
+            owner: hears of it.
+            path: of the method.
+            timeout: as gRPC writes it.
+
+        Returns:
+            Its number, for `send_on` and `half_close_call`.
+        """
+        stream_id = self._http2.open_call(path, timeout)
+        self._owners[stream_id] = owner
+        self._flush()
+        return stream_id
+
+    def send_on(self, stream_id: int, body: bytes) -> None:
+        """Send one compressed message on a stream."""
+        self._http2.send_message(stream_id, body)
+        self._flush()
+
+    def half_close_call(self, stream_id: int) -> None:
+        """Say that nothing more comes on a stream."""
+        self._http2.half_close(stream_id)
         self._flush()
 
     def send(self, body: bytes) -> None:
-        """Send one compressed message on the stream."""
-        self._http2.send_message(self._stream_id, body)
-        self._flush()
+        """Send one compressed message on the Transfer stream."""
+        self.send_on(self._stream_id, body)
 
     def half_close(self) -> None:
-        """Say that nothing more comes on the stream; its status follows."""
-        self._http2.half_close(self._stream_id)
-        self._flush()
+        """Say that nothing more comes on the Transfer stream; its status follows."""
+        self.half_close_call(self._stream_id)
 
     def cancel_stream(self, reason: str) -> None:
         """Reset the stream; its owner hears so."""
@@ -145,8 +169,9 @@ class AgentLink(TwistedProtocol):
         """Read what the gateway sent."""
         for event in self._http2.receive_data(data):
             if type(event) is MessageReceived:
-                if self._owner is not None:
-                    self._owner.command_received(event.compressed, event.body)
+                owner = self._owners.get(event.stream_id)
+                if owner is not None:
+                    owner.message_received(event.compressed, event.body)
             elif type(event) is CallEnded:
                 self._end(event)
             elif type(event) is ConnectionReady:
@@ -164,10 +189,11 @@ class AgentLink(TwistedProtocol):
         self.orderly_loss = reason.check(ConnectionDone) is not None
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
-        """Tell the owner that its stream is gone."""
+        """Tell the owners that their streams are gone."""
         self._lost = True
         self._settle(reason)
-        self._end(CallEnded(self._stream_id, Status.UNAVAILABLE, "connection lost", False, False))
+        for each in list(self._owners):
+            self._end(CallEnded(each, Status.UNAVAILABLE, "connection lost", False, False))
 
     def pauseProducing(self) -> None:
         """See `IPushProducer`: the socket takes no more."""
@@ -191,7 +217,7 @@ class AgentLink(TwistedProtocol):
             settled(reason)
 
     def _end(self, ended: CallEnded) -> None:
-        owner, self._owner = self._owner, None
+        owner = self._owners.pop(ended.stream_id, None)
         if self._http2.going_away and not self._http2.open_calls:
             self.close()
         if owner is not None:

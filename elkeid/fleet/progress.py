@@ -84,6 +84,11 @@ def summary_text(summary: Summary, seed: int) -> str:
             f"  commands: {summary.tasks:,} tasks, {summary.syncs:,} configs, "
             f"{summary.wiped:,} of them unloaded every plugin"
         )
+        lines.append(
+            f"  {summary.results:,} results, {summary.refused_tasks:,} tasks refused, "
+            f"{summary.dropped_syncs:,} configs dropped, {summary.uploads:,} files sent, "
+            f"{summary.failed_uploads:,} failed, {summary.updates:,} updates"
+        )
     if summary.failed_rounds or summary.exits:
         lines.append(
             f"  no usable address: {summary.failed_rounds:,} times; "

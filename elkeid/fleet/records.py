@@ -92,9 +92,15 @@ def event_template(data_type: int, fields: Mapping[str, str]) -> Template:
     return Template(data_type, static, named=NODENAME_FIELD in fields, own=False)
 
 
-def own_template(data_type: int, static: bytes) -> Template:
-    """A template of one of the agent's own records, from entries encoded already."""
-    return Template(data_type, static, named=False, own=True)
+def own_template(data_type: int, static: bytes, *, own: bool = True) -> Template:
+    """A template of a record that is no replayed event, from entries encoded already.
+
+    Args:
+        data_type: of the record.
+        static: its entries.
+        own: whether it is the agent's own, not a plugin's.
+    """
+    return Template(data_type, static, named=False, own=own)
 
 
 @frozen
@@ -105,6 +111,7 @@ class Identity:
     hostname: str
     intranet_ipv4: Sequence[str]
     intranet_ipv6: Sequence[str] = ()
+    version: str = AGENT_VERSION
 
     def encode(self) -> bytes:
         """PackagedData fields 2 to 9, which follow the records."""
@@ -112,7 +119,7 @@ class Identity:
         parts += [length_delimited(3, address.encode()) for address in self.intranet_ipv4]
         parts += [length_delimited(5, address.encode()) for address in self.intranet_ipv6]
         parts.append(length_delimited(7, self.hostname.encode()))
-        parts.append(length_delimited(8, AGENT_VERSION.encode()))
+        parts.append(length_delimited(8, self.version.encode()))
         parts.append(length_delimited(9, PRODUCT.encode()))
         return b"".join(parts)
 

@@ -51,7 +51,9 @@ class AgentReport(msgspec.Struct):
         failed_rounds: times that no address it knows was usable.
         exits: times that it exited, at the seventh such failure in a row.
         plugins: loaded at the end, name -> version.
+        version: of the agent, at the end.
         tasks, syncs, wiped: Commands with a task; without one; those that unloaded everything.
+        dropped_syncs, refused_tasks, results, uploads, failed_uploads, updates: see `Tally`.
     """
 
     agent_id: str
@@ -69,6 +71,13 @@ class AgentReport(msgspec.Struct):
     tasks: int
     syncs: int
     wiped: int
+    version: str = ""
+    dropped_syncs: int = 0
+    refused_tasks: int = 0
+    results: int = 0
+    uploads: int = 0
+    failed_uploads: int = 0
+    updates: int = 0
 
     @property
     def confirmed_at_end(self) -> bool:
@@ -154,6 +163,12 @@ class Summary(msgspec.Struct):
     worst_lag: float
     failed_agents: list[str]
     errors: dict[str, int]
+    results: int = 0
+    dropped_syncs: int = 0
+    refused_tasks: int = 0
+    uploads: int = 0
+    failed_uploads: int = 0
+    updates: int = 0
 
     @property
     def records(self) -> int:

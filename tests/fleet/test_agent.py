@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from attrs import evolve
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
@@ -15,6 +16,7 @@ from elkeid.fleet.records import event_template
 from elkeid.fleet.resolve import AddressBook, LookupFailed
 from elkeid.fleet.wheel import TimerWheel
 from elkeid.wire.command import ConfigItem, Task, encode_command
+from elkeid.wire.compression import decompressor
 from elkeid.wire.http2_frames import goaway_frame
 from tests.fleet.gateway import H2Gateway, Network
 
@@ -333,7 +335,7 @@ def test_a_server_that_does_not_read() -> None:
     link = scene.agent._link
     assert link is not None
     assert link.blocked
-    assert link._http2.waiting_bytes < 200_000
+    assert link._http2.waiting_on(1) < 200_000
     assert scene.agent.report().dropped > 1000
     assert scene.gateway.messages == []
 
@@ -406,46 +408,218 @@ def test_a_silent_server_at_the_end() -> None:
     assert not scene.agent.report().confirmed_at_end
 
 
-def test_tasks_and_configs() -> None:
-    """A Command with a task is only a task; one without is the list of plugins to have."""
+def told(scene: Scene, task: Task | None = None, config: tuple[ConfigItem, ...] = ()) -> None:
+    """Send one Command on the latest stream."""
+    transfer = (":path", "/grpc.Transfer/Transfer")
+    stream_id = max(n for n, headers in scene.gateway.headers.items() if transfer in headers)
+    scene.gateway.command(stream_id, encode_command(task, config))
+    scene.network.flush()
+
+
+def results(scene: Scene) -> list[tuple[int, dict[str, str]]]:
+    """What came back of tasks, and log records, without the simulator's own fields."""
+    return [
+        (r.data_type, {k: v for k, v in r.fields.items() if not k.startswith("fleet_")})
+        for r in scene.gateway.records
+        if r.data_type not in (1000, 1001)
+    ]
+
+
+def listening() -> Scene:
+    """An agent with a stream."""
     scene = Scene()
     scene.listen(ONE)
-    scene.start()
+    return scene.start()
+
+
+def test_tasks_and_configs() -> None:
+    """A Command with a task is only a task; one without is the list of plugins to have."""
+    scene = listening()
     agent, gateway = scene.agent, scene.gateway
-
-    def command(data: bytes) -> None:
-        gateway.command(1, data)
-        scene.network.flush()
-
-    both = encode_command(Task(5050, "collector", "{}", "t1"), [ConfigItem("driver")])
-    command(both)
-    assert (agent.plugins.tasks, agent.plugins.syncs) == (1, 0)
-    assert set(agent.plugins.loaded) == set(STOCK_PLUGINS)
-    since = agent.plugins.loaded["driver"].since
-    scene.advance(2)
-    command(
-        encode_command(
-            config=[
-                ConfigItem("driver", version=STOCK_PLUGINS["driver"]),
-                ConfigItem("etrace", version="1"),
-                ConfigItem("elkeid-agent", version="9"),
-            ]
-        )
-    )
-    assert {n: p.version for n, p in agent.plugins.loaded.items()} == {
+    told(scene, Task(5050, "collector", "{}", "t1"), (ConfigItem("driver"),))
+    scene.advance(3)
+    assert (agent.orders.tally.tasks, agent.orders.tally.syncs) == (1, 0)
+    assert set(agent.orders.loaded) == set(STOCK_PLUGINS)
+    since = agent.orders.loaded["driver"].since
+    driver = ConfigItem("driver", version=STOCK_PLUGINS["driver"])
+    told(scene, config=(driver, ConfigItem("etrace", version="1")))
+    assert set(agent.orders.loaded) == set(STOCK_PLUGINS)  # a sync takes time
+    scene.advance(2.1)
+    assert {n: p.version for n, p in agent.orders.loaded.items()} == {
         "driver": STOCK_PLUGINS["driver"],
         "etrace": "1",
     }
-    assert agent.plugins.loaded["driver"].since == since
-    assert agent.plugins.loaded["etrace"].since > since
+    assert agent.orders.loaded["driver"].since == since
+    assert agent.orders.loaded["etrace"].since > since
     scene.advance(60)
-    names = [r.fields["name"] for r in gateway.records if r.data_type == 1001]
-    assert names == ["driver", "etrace"]
-    command(b"")
-    assert (agent.plugins.loaded, agent.plugins.wiped) == ({}, 1)
-    command(b"")
+    beats = [r.fields for r in gateway.records if r.data_type == 1001]
+    assert [(r["name"], r["pversion"]) for r in beats] == [
+        ("driver", STOCK_PLUGINS["driver"]),
+        ("etrace", "1"),
+    ]
+    told(scene)
+    assert (agent.orders.loaded, agent.orders.tally.wiped) == ({}, 1)
+    told(scene)
     report = agent.report()
     assert (report.plugins, report.syncs, report.wiped) == ({}, 3, 1)
+
+
+def test_one_sync_waits_and_no_more() -> None:
+    """While a sync runs one config waits; another is dropped, and only a log record says so."""
+    scene = listening()
+    for version in ("1", "2", "3"):
+        told(scene, config=(ConfigItem("etrace", version=version),))
+    scene.advance(2.1)
+    assert scene.agent.orders.loaded["etrace"].version == "1"
+    scene.advance(2.1)
+    assert scene.agent.orders.loaded["etrace"].version == "2"
+    scene.advance(5)
+    report = scene.agent.report()
+    assert (report.plugins, report.syncs, report.dropped_syncs) == ({"etrace": "2"}, 3, 1)
+    assert [data_type for data_type, _ in results(scene)] == [1010]
+
+
+def test_results_of_plugins() -> None:
+    """A plugin answers with a record of its own, with the token; as its task says, or never."""
+    scene = listening()
+    for name, data in (
+        ("collector", ""),
+        ("baseline", '{"simulate": "fail"}'),
+        ("scanner", "[]"),
+        ("rasp", '{"simulate": "silence"}'),
+    ):
+        told(scene, Task(5050, name, data, f"t-{name}"))
+    scene.advance(1)
+    assert results(scene) == [
+        (5100, {"token": "t-collector", "status": "succeed", "msg": ""}),
+        (8010, {"token": "t-baseline", "status": "failed", "msg": "told to fail"}),
+        (6000, {"token": "t-scanner", "status": "succeed", "msg": ""}),
+    ]
+    assert scene.agent.report().results == 3
+
+
+def test_tasks_for_nobody() -> None:
+    """A plugin that is busy or not there takes no task; only a log record says so."""
+    scene = listening()
+    told(scene, Task(5050, "collector", "", "t1"))
+    told(scene, Task(5050, "collector", "", "t2"))
+    told(scene, Task(5050, "nobody", "", "t3"))
+    told(scene, Task(7, "elkeid-agent", "", "t4"))
+    scene.advance(1)
+    assert [(kind, fields.get("token")) for kind, fields in results(scene)] == [
+        (1010, None),
+        (1010, None),
+        (5100, "t1"),
+    ]
+    assert scene.agent.report().refused_tasks == 2
+
+
+def test_told_to_exit() -> None:
+    """The agent exits, comes back after 45 s, and has no plugins until it is told."""
+    scene = listening()
+    told(scene, Task(1060, "elkeid-agent", "", "t"))
+    assert not scene.agent.streaming
+    scene.advance(44)
+    assert len(scene.network.dialled) == 1
+    scene.advance(2)
+    assert scene.agent.streaming
+    report = scene.agent.report()
+    assert (report.exits, report.plugins) == (1, {})
+    assert results(scene) == []
+
+
+def test_updating_itself() -> None:
+    """Another version of the agent: it is installed, the process ends and comes back as that."""
+    scene = listening()
+    here = scene.agent.orders.version
+    config = (ConfigItem("elkeid-agent", version=here), ConfigItem("driver", version="5"))
+    told(scene, config=config)
+    scene.advance(2.1)
+    assert scene.agent.report().plugins == {"driver": "5"}
+    told(scene, config=(ConfigItem("elkeid-agent", version="9.9"), ConfigItem("driver")))
+    scene.advance(1)
+    assert scene.agent.streaming
+    scene.advance(2)
+    assert not scene.agent.streaming
+    scene.advance(46)
+    report = scene.agent.report()
+    assert (report.version, report.updates, report.plugins) == ("9.9", 1, {})
+    assert b"9.9" in decompressor("snappy")(scene.gateway.messages[0], 1 << 20)
+
+
+def test_idc_and_region() -> None:
+    """The next heartbeat says what the agent was told; nothing answers, but for an error."""
+    scene = listening()
+    told(scene, Task(1051, "elkeid-agent", '{"idc":"i7","region":"r7"}', "t1"))
+    told(scene, Task(1051, "elkeid-agent", "nonsense", "t2"))
+    scene.advance(61)
+    beat = [r.fields for r in scene.gateway.records if r.data_type == 1000][-1]
+    assert (beat["idc"], beat["region"]) == ("i7", "r7")
+    ((kind, fields),) = results(scene)
+    assert (kind, fields["token"], fields["status"]) == (5100, "t2", "failed")
+
+
+def upload(scene: Scene, path: str, size: int = 1000, more: str = "") -> None:
+    """Ask for a file."""
+    data = f'{{"path":"{path}","buf_size":{size}{more}}}'
+    told(scene, Task(1050, "elkeid-agent", data, "tok"))
+
+
+def test_a_file_goes_up() -> None:
+    """A second stream of the same connection carries it, a piece a second, then half-closes."""
+    scene = listening()
+    upload(scene, "/var/log/x.2500.bin")
+    headers = scene.gateway.headers[3]
+    assert (":path", "/grpc.FileExt/Upload") in headers
+    assert headers[-1] == ("grpc-timeout", "600S")
+    scene.gateway.answer(3)
+    scene.advance(3)
+    messages = [decompressor("snappy")(m, 1 << 20) for m in scene.gateway.messages]
+    pieces = [each for each in messages if each.startswith(b"\x0a\x03tok\x12")]
+    assert [len(piece) for piece in pieces] == [1000 + 8, 1000 + 8, 500 + 8]
+    assert scene.gateway.half_closed == [3]
+    assert scene.agent.streaming
+    report = scene.agent.report()
+    assert (report.uploads, report.failed_uploads, report.results) == (1, 0, 0)
+
+
+def test_files_that_do_not_go_up() -> None:
+    """Not there, too large, busy, or the stream ends: the agent itself answers."""
+    scene = listening()
+    upload(scene, "/missing/x")
+    upload(scene, "/x.700000.bin", 1000)
+    upload(scene, "/x.5000.bin")
+    upload(scene, "/x.5000.bin")
+    scene.advance(1)
+    scene.gateway.end(3, 9, "no such token")
+    scene.network.flush()
+    told(scene, Task(1050, "elkeid-agent", "nonsense", "tok"))
+    scene.advance(1)
+    assert scene.agent.streaming
+    report = scene.agent.report()
+    assert (report.uploads, report.failed_uploads, report.results) == (0, 1, 5)
+
+
+def test_a_file_goes_up_elsewhere() -> None:
+    """When the agent dials anew for a file, that may be another gateway."""
+    scene = Scene(private=(ONE, TWO))
+    scene.listen(ONE, TWO)
+    scene.start()
+    upload(scene, "/x.5.bin", 1000, ',"simulate":"elsewhere"')
+    scene.advance(1)
+    assert scene.network.dialled == [str(ONE), str(TWO)]
+    assert (":path", "/grpc.FileExt/Upload") in scene.gateway.headers[1]
+    assert scene.agent.report().uploads == 1
+    assert scene.gateway.lost
+    assert scene.agent.streaming
+
+
+def test_bare_agents() -> None:
+    """An agent may begin without plugins, as after a boot."""
+    scene = listening()
+    bare = SimulatedAgent(1, Host(1, 1), AddressBook(None, (ONE,)), evolve(scene.world, bare=True))
+    bare.start()
+    assert bare.report().plugins == {}
 
 
 def test_a_bad_command_ends_the_stream() -> None:

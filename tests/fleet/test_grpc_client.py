@@ -168,7 +168,7 @@ def test_windows_are_honoured(window: int, frame_size: int) -> None:
     expected = b"".join(message(body) for body in bodies)
     sent = len(pair.received())
     assert sent == min(window, 65_535, len(expected))
-    assert pair.client.waiting_bytes == len(expected) - sent
+    assert pair.client.waiting_on(1) == len(expected) - sent
     while len(pair.received()) < len(expected):
         pair.server.increment_flow_control_window(9_999)
         pair.server.increment_flow_control_window(9_999, 1)
@@ -177,7 +177,7 @@ def test_windows_are_honoured(window: int, frame_size: int) -> None:
         sent = len(pair.received())
     assert pair.received() == expected
     assert pair.of(h2.events.StreamEnded)
-    assert pair.client.waiting_bytes == 0
+    assert pair.client.waiting_on(1) == 0
 
 
 def test_a_shrunken_window_goes_below_zero() -> None:
@@ -190,10 +190,10 @@ def test_a_shrunken_window_goes_below_zero() -> None:
     pair.move()
     pair.client.send_message(1, bytes(100))
     pair.move()
-    assert pair.client.waiting_bytes == 105
+    assert pair.client.waiting_on(1) == 105
     pair.server.increment_flow_control_window(30_110 + 5, 1)
     pair.move()
-    assert pair.client.waiting_bytes == 0
+    assert pair.client.waiting_on(1) == 0
 
 
 def test_half_close_then_status() -> None:

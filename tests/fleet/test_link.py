@@ -119,7 +119,7 @@ class Owner:
         self.commands: list[tuple[bool, bytes]] = []
         self.ended: list[CallEnded] = []
 
-    def command_received(self, compressed: bool, body: bytes) -> None:
+    def message_received(self, compressed: bool, body: bytes) -> None:
         self.commands.append((compressed, body))
 
     def stream_ended(self, ended: CallEnded) -> None:
