@@ -213,6 +213,7 @@ class AgentCenterSettings:
     grpc_port: int = _port(6751)
     http_port: int = _port(6752)
     connection_limit: int = _number(10_000, 1, 1_000_000)  # streams; what one core can serve
+    trust_empty_config: bool = field(default=False, validator=boolean)
     empty_agent_id: str = field(default="derive", validator=one_of("derive", "refuse"))
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
     message_bytes: int = _number(32 * MiB, MiB, 1024 * MiB)  # one gRPC message on the wire

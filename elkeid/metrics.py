@@ -229,6 +229,61 @@ class CommandMetrics(Collector):
         )
 
 
+@frozen(kw_only=True)
+class ConfigFigures:
+    """Configs of hosts, at one moment; totals count since the start of the process."""
+
+    agents: Mapping[str, int]  # by state
+    waiting: int  # hosts that the Manager is asked for
+    fetches: Mapping[str, int]  # answers by outcome
+    sent: Mapping[str, int]  # by source
+    repeated: int
+    searches: Mapping[str, int]  # for what a host ran last, by outcome
+    store_failures: int = 0
+    peer_failures: int = 0
+
+
+class ConfigMetrics(Collector):
+    """How far configs have got, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], ConfigFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of configs."""
+        now = self._read()
+        states = {(state,): n for state, n in now.agents.items()}
+        yield _exact(
+            "elkeid_ac_config_agents", "Agents by state of config", ("state",), states, "gauge"
+        )
+        yield _gauge(
+            "elkeid_ac_config_waiting", "Agents whose config is asked of the Manager", now.waiting
+        )
+        for name, text, label, values in (
+            ("fetches", "Answers of the Manager", "outcome", now.fetches),
+            ("sent", "Configs sent, repetitions apart", "source", now.sent),
+            ("searches", "Searches for what a host ran last", "outcome", now.searches),
+        ):
+            by_label = {(value,): n for value, n in values.items()}
+            yield _exact(f"elkeid_ac_config_{name}_total", text, (label,), by_label)
+        for name, text, value in (
+            ("repeated", "Configs sent again, not being applied", now.repeated),
+            ("store_failures", "Writes of last configs that failed", now.store_failures),
+            ("peer_failures", "Peers that did not tell last configs", now.peer_failures),
+        ):
+            yield _exact(f"elkeid_ac_config_{name}_total", text, (), {(): value})
+
+
 class ManagerMetrics:
     """What the Manager counts.
 

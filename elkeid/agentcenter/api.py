@@ -10,6 +10,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from elkeid.agentcenter.configs import ConfigState
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.heartbeats import agent_info, plugin_info
 from elkeid.agentcenter.table import Agent
@@ -52,6 +53,7 @@ def status_of(agent: Agent) -> dict[str, Any]:
             create_at=agent.created_at,
             last_heartbeat_time=agent.heartbeat_at,
         )
+        info["config"] = (agent.config or ConfigState()).shown()
     return {
         "agent_info": info,
         "plugins_info": [plugin_info(body, at) for body, at in agent.plugins.values()],

@@ -1,6 +1,7 @@
 """What a host shall run: the list of plugins with their versions, as one encoded Command."""
 
 from collections.abc import Sequence
+from enum import Enum
 from hashlib import sha256
 from typing import Annotated, Any, Final
 from weakref import WeakValueDictionary
@@ -19,6 +20,14 @@ ITEM_LIMIT: Final = 1_000
 
 Text = str | None  # null stands for nothing, as clients written in Go send it
 Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
+
+class State(Enum):
+    """Where a host stands with its config on the present connection."""
+
+    NONE = "none"  # nothing was sent yet
+    SENT = "sent"  # written to its connection; its heartbeats do not show it yet
+    APPLIED = "applied"  # they do
 
 
 class ConfigInvalid(PeerError):
@@ -55,6 +64,55 @@ class Config:
     def empty(self) -> bool:
         """Whether it unloads everything."""
         return not self.command
+
+
+class ConfigState:
+    """The config of one connection, and how far it has got."""
+
+    __slots__ = (
+        "again",
+        "applied_at",
+        "asked",
+        "asking",
+        "attempt",
+        "desired",
+        "due",
+        "failures",
+        "falling",
+        "heard",
+        "searches",
+        "sent_at",
+        "source",
+        "state",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.state = State.NONE
+        self.desired: Config | None = None
+        self.source = ""  # of it: manager, command or last-known
+        self.version = 0  # of it: grows with every new one
+        self.sent_at = 0  # unix seconds, as the next
+        self.applied_at = 0
+        self.attempt = 0  # times that it was sent
+        self.asked = False  # the Manager was, or will be, on this connection
+        self.asking = False  # the Manager will be, or is being asked
+        self.again = False  # and once more after that
+        self.failures = 0  # of asking, in a row
+        self.falling = False  # what it ran last is being looked for
+        self.searches = 0  # that found nothing
+        self.heard: dict[bytes, bytes] = {}  # plugins' versions in heartbeats since it was sent
+        self.due = [0.0, 0.0, 0.0, 0.0]  # when what comes next of each kind; 0 for nothing
+
+    def shown(self) -> dict[str, Any]:
+        """The state as ``/conn/stat`` shows it."""
+        return {
+            "state": self.state.value,
+            "source": self.source,
+            "sent_at": self.sent_at or None,
+            "applied_at": self.applied_at or None,
+            "versions": {} if self.desired is None else self.desired.versions,
+        }
 
 
 _known: WeakValueDictionary[bytes, Config] = WeakValueDictionary()

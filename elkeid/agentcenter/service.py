@@ -14,10 +14,12 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.threadpool import ThreadPool
+from twisted.web.iweb import IPolicyForHTTPS
 
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.command_api import CommandRoutes
 from elkeid.agentcenter.commands import Commands
+from elkeid.agentcenter.config_parts import ConfigParts
 from elkeid.agentcenter.door import Door
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.link import AgentLink
@@ -25,10 +27,10 @@ from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
+from elkeid.agentcenter.sockets import AgentsPort, ReadTurn
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.agentcenter.tags import TagBook
-from elkeid.agentcenter.sockets import AgentsPort, ReadTurn
-from elkeid.config import Settings
+from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
@@ -36,13 +38,14 @@ from elkeid.keys import Keys
 from elkeid.metrics import (
     AgentCenterMetrics,
     CommandMetrics,
+    ConfigMetrics,
     GatewayFigures,
     ResultMetrics,
     SignedRequestMetrics,
     TagMetrics,
 )
 from elkeid.process import CpuShare
-from elkeid.tls import agent_listener_options, api_server_options
+from elkeid.tls import agent_listener_options, api_server_options, https_policy
 from elkeid.web.api import Api
 from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
@@ -86,6 +89,16 @@ class AgentCenterRole:
         CommandMetrics(self.registry, self.commands.figures)
         self._manager_http = self._http()
         self._manager = ManagerClient(self._manager_http, settings.manager.members)
+        self.configs = ConfigParts(
+            self.gateway,
+            self.commands,
+            self._manager,
+            self._http(https_policy(keys)),
+            own=join_endpoint(settings.advertised("agentcenter"), settings.agentcenter.http_port),
+            data_dir=settings.server.data_dir,
+            reactor=reactor,
+        )
+        ConfigMetrics(self.registry, self.configs.figures)
         self.results = ResultsOutbox(
             settings.server.data_dir / "results",
             cap_bytes=settings.agentcenter.results_cap_bytes,
@@ -132,10 +145,10 @@ class AgentCenterRole:
     def _in_thread(self, function: Any, *args: Any, **named: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args, **named)
 
-    def _http(self) -> JsonClient:
-        """Plain HTTP, as the inner routes of the Manager and ServiceDiscovery are served."""
+    def _http(self, policy: IPolicyForHTTPS | None = None) -> JsonClient:
+        """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""
         credentials = Credentials(*self._keys.signing_pair)
-        return JsonClient(self._reactor, http_agent(self._reactor), time.time, credentials)
+        return JsonClient(self._reactor, http_agent(self._reactor, policy), time.time, credentials)
 
     async def start(self) -> None:
         """Open the log, then the API, then the agents' port; then tell ServiceDiscovery.
@@ -150,11 +163,13 @@ class AgentCenterRole:
         SignedRequestMetrics(self.registry, check.seen.figures)
         await self.results.open()
         await self.tags.open()
+        await self.configs.start()
         api = Api(
             ENVELOPE,
             (
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
-                CommandRoutes(self.commands, self.gateway.tokens, lambda *_: None),
+                CommandRoutes(self.commands, self.gateway.tokens, self.configs.push.commanded),
+                *self.configs.routes,
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 Liveness(self._problems),
             ),
@@ -178,6 +193,7 @@ class AgentCenterRole:
         address = self._settings.advertised("agentcenter")
         self._discovery.register(GRPC_NAME, address, settings.grpc_port, self._load)
         self._discovery.register(HTTP_NAME, address, settings.http_port, self._load)
+        self._discovery.watch(HTTP_NAME, self.configs.peers.changed)
         self._neighbours = Neighbours(
             self._reactor,
             partial(self._discovery.lookup, GRPC_NAME),
@@ -232,6 +248,7 @@ class AgentCenterRole:
                 await self.event_log.close()
                 await self.results.stop()
                 await self.tags.stop()
+                await self.configs.stop()
                 await self._manager_http.close()
             finally:
                 if self._pool.started:

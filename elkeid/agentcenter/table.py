@@ -17,6 +17,7 @@ from typing import Protocol
 
 from attrs import frozen
 
+from elkeid.agentcenter.configs import ConfigState
 from elkeid.wire.rawdata import Header
 
 GONE_LIMIT = 100_000
@@ -45,6 +46,7 @@ class Agent:
     __slots__ = (
         "agent_id",
         "change",
+        "config",
         "created_at",
         "hands_changed_at",
         "header",
@@ -64,6 +66,7 @@ class Agent:
         self.heartbeat_at = 0  # unix seconds
         self.plugins: dict[bytes, tuple[bytes, int]] = {}  # name -> 1001 body, unix seconds
         self.change = 0
+        self.config: ConfigState | None = None  # from the first heartbeat on
 
 
 @frozen
