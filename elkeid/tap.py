@@ -75,6 +75,7 @@ class ProcessRole:
     """Prepares the process before anything is opened."""
 
     name = "process"
+    stop_seconds = 0.0
 
     def __init__(self, settings: Settings, roles: Collection[str], reactor: Any) -> None:
         self._settings, self._roles, self._reactor = settings, roles, reactor
@@ -97,6 +98,7 @@ class KeysRole:
     """Loads the keys, making them on the first start where that is allowed."""
 
     name = "keys"
+    stop_seconds = 0.0
     keys: Keys
 
     def __init__(self, settings: Settings, roles: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from elkeid.agentcenter.counters import Counters
+from elkeid.agentcenter.farewell import Farewell
 from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
@@ -53,10 +54,6 @@ class Follower(Protocol):
         """The agent's stream is over, and nobody holds its id any more, or an heir joins next."""
 
 
-GOODBYES = 50
-"""Connections told in one reactor turn that we stop: a few milliseconds of work."""
-
-
 class Gateway:
     """What the connections of one AgentCenter process share.
 
@@ -95,7 +92,8 @@ class Gateway:
         self.turns_away: Callable[[], bool] = lambda: False  # full, and others have room
         self.streams = 0  # Transfer calls that hold a place under connection_limit
         self.draining: int | None = None  # the status that new calls are refused with
-        self._drained: Deferred[None] | None = None
+        self.closed = False  # the agents' port is: who has not shaken hands yet goes elsewhere
+        self.farewell: Farewell | None = None
 
     def serve(self, path: str, make: CallMaker) -> None:
         """Answer calls of another gRPC method; before the port opens."""
@@ -127,37 +125,28 @@ class Gateway:
         """A TLS handshake is done."""
         self.counters.handshakes += 1
         self.links.add(link)
-        if self.draining is not None:
-            link.go_away()
+        if self.closed:
+            link.abort()  # it has not heard a word of HTTP/2: it tries its next address at once
 
     def lost(self, link: AgentLink, spoke: bool) -> None:
         """A connection is gone."""
         self.links.discard(link)
         if not spoke:
             self.counters.failed_handshakes += 1
-        if self._drained is not None and not self.links:
-            drained, self._drained = self._drained, None
-            drained.callback(None)
+        if self.farewell is not None:
+            self.farewell.gone(link)
 
-    def drain(self, status: int) -> Deferred[None]:
-        """Say goodbye to every connection, read each to its end, and fire when all are gone.
+    def take_leave(self, seconds: float) -> Deferred[None]:
+        """Say goodbye to every connection of this moment, and read each to its end.
 
         Args:
-            status: what calls that come now are refused with; those under way end OK.
-        """
-        self.draining = status
-        drained = self._drained = Deferred[None]()
-        self._say_goodbye(list(self.links))
-        if not self.links and self._drained is not None:
-            self._drained = None
-            drained.callback(None)
-        return drained
+            seconds: over which goodbyes are spread.
 
-    def _say_goodbye(self, links: list[AgentLink]) -> None:
-        for link in links[:GOODBYES]:
-            link.go_away()
-        if len(links) > GOODBYES:
-            self.clock.callLater(0, self._say_goodbye, links[GOODBYES:])
+        Returns:
+            What fires when all these are gone.
+        """
+        self.farewell = Farewell(self.links, self.clock, seconds)
+        return self.farewell.over
 
     def abort(self) -> None:
         """Reset every connection that is left."""

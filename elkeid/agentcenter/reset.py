@@ -9,7 +9,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from elkeid.agentcenter.gateway import GOODBYES, Gateway
+from elkeid.agentcenter.farewell import ROUND
+from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.table import Agent
 from elkeid.agentcenter.transfer import TransferStream
 from elkeid.web.refusals import CodedRefusal, ParameterInvalid
@@ -69,7 +70,7 @@ class ResetRoutes:
         detail: dict[str, str] = {}
         for number, agent_id in enumerate(ids, 1):
             detail[agent_id] = _end(table.get(agent_id))
-            if number % GOODBYES == 0:
+            if number % ROUND == 0:
                 await deferLater(self._clock, 0)
         return ResetAnswer(len(ids), detail)
 

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -16,11 +15,13 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IPolicyForHTTPS
 
+from elkeid.agentcenter.admin import AdminRoutes
 from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.command_api import CommandRoutes
 from elkeid.agentcenter.commands import Commands
 from elkeid.agentcenter.config_parts import ConfigParts
 from elkeid.agentcenter.door import Door
+from elkeid.agentcenter.drain import Drain, DrainState
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
@@ -52,13 +53,12 @@ from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
 from elkeid.web.site import FaceSite, listen, listening
-from elkeid.wire.grpc import Status
 
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
 
-DRAIN_SECONDS = 5.5
-"""For reading agents to their end at a stop, half a second beyond what one stream may take."""
+DRAIN_SECONDS = 6.0
+"""For draining at a stop: agents find another gateway, and each is read to its end (5 s)."""
 
 
 class AgentCenterRole:
@@ -71,7 +71,7 @@ class AgentCenterRole:
     """
 
     name = "ac"
-    stop_seconds = 7.5  # leaving ServiceDiscovery, reading agents to their end, closing the log
+    stop_seconds = 7.2  # leaving ServiceDiscovery, reading agents to their end, closing the log
     log = Logger()
 
     def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
@@ -121,7 +121,6 @@ class AgentCenterRole:
         )
         self.gateway.know_tags(self.tags)
         TagMetrics(self.registry, self.tags.figures)
-        self._discovery: DiscoveryClient | None = None
         self._neighbours: Neighbours | None = None
         self.door = Door(
             settings.agentcenter,
@@ -132,8 +131,19 @@ class AgentCenterRole:
             others_have_room=self._others_have_room,
         )
         self.gateway.turns_away = self.door.turns_away
+        self._discovery = DiscoveryClient(reactor, self._http(), settings.discovery.members)
+        self._address = settings.advertised("agentcenter")
+        self.drain = Drain(
+            self.gateway,
+            self._discovery,
+            name=GRPC_NAME,
+            address=(self._address, settings.agentcenter.grpc_port),
+            close_port=self.door.close,
+            clock=reactor,
+        )
         self._api_port: IListeningPort | None = None
         self._site: FaceSite | None = None
+        self._registered = False
         self._stopping = False
         self._cpu = CpuShare()
 
@@ -171,6 +181,7 @@ class AgentCenterRole:
                 CommandRoutes(self.commands, self.gateway.tokens, self.configs.push.commanded),
                 *self.configs.routes,
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
+                AdminRoutes(self.drain, self.gateway, self._reactor.stop, self._reactor),
                 Liveness(self._problems),
             ),
             {AuthKind.SIGNED: check},
@@ -187,18 +198,15 @@ class AgentCenterRole:
         )
         self._tls = TLSMemoryBIOFactory(agent_listener_options(self._keys), False, self.door)
         self.door.open()
-        self._discovery = DiscoveryClient(
-            self._reactor, self._http(), self._settings.discovery.members
-        )
-        address = self._settings.advertised("agentcenter")
-        self._discovery.register(GRPC_NAME, address, settings.grpc_port, self._load)
-        self._discovery.register(HTTP_NAME, address, settings.http_port, self._load)
+        self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
+        self._discovery.register(HTTP_NAME, self._address, settings.http_port, self._load)
         self._discovery.watch(HTTP_NAME, self.configs.peers.changed)
+        self._registered = True
         self._neighbours = Neighbours(
             self._reactor,
             partial(self._discovery.lookup, GRPC_NAME),
             partial(self._discovery.known, GRPC_NAME),
-            address,
+            self._address,
             settings.grpc_port,
         )
         self._neighbours.start()
@@ -226,18 +234,19 @@ class AgentCenterRole:
     def _load(self) -> tuple[int, dict[str, Any] | None]:
         """Weight and extra for ServiceDiscovery."""
         limit = self._settings.agentcenter.connection_limit
-        return len(self.gateway.table), report(limit, self._cpu(), self._stopping)
+        draining = self.drain.state is not DrainState.SERVING
+        return len(self.gateway.table), report(limit, self._cpu(), draining)
 
     async def stop(self) -> None:
-        """Leave ServiceDiscovery, close the port, read every agent to its end, flush the log."""
+        """Send agents elsewhere, read each to its end, leave ServiceDiscovery, flush the log."""
         self._stopping = True
         try:
+            if self._registered:
+                await self.drain.finish(DRAIN_SECONDS)
             if self._neighbours is not None:
                 self._neighbours.stop()
-            if self._discovery is not None:
-                await self._discovery.stop()
             await self.door.close()
-            await self._drain()
+            await self._discovery.stop()
             if self._api_port is not None:
                 await maybeDeferred(self._api_port.stopListening)
         finally:  # also when time is up: what was accepted must be in the log
@@ -254,22 +263,14 @@ class AgentCenterRole:
                 if self._pool.started:
                     self._pool.stop()
 
-    async def _drain(self) -> None:
-        drained = self.gateway.drain(Status.UNAVAILABLE)
-        drained.addTimeout(DRAIN_SECONDS, self._reactor)
-        try:
-            await drained
-        except DeferredTimeout:
-            self.log.warn(
-                "{n} connections did not end in time and were reset", n=len(self.gateway.links)
-            )
-
     def _problems(self) -> list[str]:
         """What keeps this role from its job, for ``/ready``."""
-        if self._discovery is None:
+        if not self._registered:
             return ["not started yet"]
         if self._stopping:
             return ["stopping"]
+        if self.drain.state is not DrainState.SERVING:
+            return [str(self.drain.state)]
         problems = [
             *self.event_log.problems(),
             *self.results.problems(),

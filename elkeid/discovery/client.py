@@ -10,6 +10,7 @@ What was last known stays in use while no member answers: a silent registry stop
     await client.leads_elsewhere(name, ip, port)    do all members name another one first?
     client.room_elsewhere(name, ip, port)   does the last known good answer list room elsewhere?
     await client.renew()                    tell every member the present load at once
+    await client.deregister(name)           give back the leases of one name
 
 Names are ``hids_svr_grpc`` (agents' port), ``hids_svr_http`` (API of an AgentCenter) and
 ``hids_manage``. A `Record` has the ``weight`` and ``extra`` that the instance told; what
@@ -68,6 +69,7 @@ class _Renewal:
         self._http, self._member, self._body, self._load = http, member, body, load
         self._outage = Outage(f"cannot register {body['name']} at ServiceDiscovery {member}")
         self.loop = Loop(clock, self._renew)
+        self.name: str = body["name"]
         self.held = False
 
     async def _renew(self) -> float:
@@ -287,20 +289,29 @@ class DiscoveryClient:
             running = loop.stop()
             if running is not None:
                 running.cancel()
+        await self._evict(self._renewals)
+        self._renewals.clear()
+        self._watches.clear()
+        await self._http.close()
+
+    async def deregister(self, name: str) -> None:
+        """Give back the leases of one name; takes at most two `STOP_SECONDS`."""
+        leaving = [renewal for renewal in self._renewals if renewal.name == name]
+        self._renewals = [renewal for renewal in self._renewals if renewal.name != name]
+        await self._evict(leaving)
+
+    async def _evict(self, renewals: Sequence[_Renewal]) -> None:
         # A renewal must not arrive after the eviction: let those under way end first.
-        under_way = [renewal.loop.stop() for renewal in self._renewals]
+        under_way = [renewal.loop.stop() for renewal in renewals]
         for running in under_way:
             if running is not None:
                 running.addTimeout(STOP_SECONDS, self._clock)
                 running.addErrback(_ignore)
         await DeferredList([running for running in under_way if running is not None])
         await DeferredList(
-            [Deferred.fromCoroutine(renewal.evict()) for renewal in self._renewals],
+            [Deferred.fromCoroutine(renewal.evict()) for renewal in renewals],
             consumeErrors=True,
         )
-        self._renewals.clear()
-        self._watches.clear()
-        await self._http.close()
 
 
 def _ignore(failure: Failure) -> None:

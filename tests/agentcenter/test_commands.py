@@ -134,7 +134,7 @@ class CommandTests(SynchronousTestCase):
     def test_not_connected(self) -> None:
         """An id that nobody holds, or whose stream was told its end, gets nothing."""
         self.assertEqual(self.send(TASK, agent_id="a2"), [Outcome.NOT_CONNECTED])
-        self.gateway.drain(0)
+        self.gateway.take_leave(0)
         self.assertEqual(self.send(TASK), [Outcome.NOT_CONNECTED])
 
     def test_withdrawn(self) -> None:
@@ -229,7 +229,7 @@ class CommandTests(SynchronousTestCase):
         """What is under way when we end a stream still goes out; what is behind it is lost."""
         self.fill_window()
         first, second = self.send(noise(70)), self.send(TASK)
-        self.gateway.drain(0)
+        self.gateway.take_leave(0)
         self.host.frozen = False
         self.host.pump()
         self.assertEqual((first, second), ([Outcome.WRITTEN], [Outcome.LOST]))

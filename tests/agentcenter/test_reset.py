@@ -5,7 +5,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.agentcenter.gateway import GOODBYES
+from elkeid.agentcenter.farewell import ROUND
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.wire.grpc import Status
 from tests.agentcenter.face import Face
@@ -84,7 +84,7 @@ class ResetTests(SynchronousTestCase):
 
     def test_many(self) -> None:
         """A fleet is told over several reactor turns, in one answer."""
-        ids = [f"a{number}" for number in range(2 * GOODBYES + 1)]
+        ids = [f"a{number}" for number in range(2 * ROUND + 1)]
         self.join(*ids)
         answer = self.face.begin("POST", "/conn/reset", {"type": "strict", "id_list": ids})
         self.assertNoResult(answer)

@@ -293,7 +293,7 @@ def test_stop_says_goodbye_and_reads_to_the_end() -> None:
     host.send(stream, batch("a1", 59))
     host.client.send_message(stream, batch("a1", 42), False)  # on its way already
     late = host.client.data_to_send()
-    drained = gateway.drain(Status.UNAVAILABLE)
+    drained = gateway.take_leave(0)
     host.link.dataReceived(late)
     host.pump()
     ended = host.ended(stream)
@@ -480,7 +480,7 @@ def test_stop_withdraws_a_claim() -> None:
     stream = new.client.open_call()
     new.client.send_message(stream, batch("a1", 42), False)
     new.link.dataReceived(new.client.data_to_send())
-    gateway.drain(Status.UNAVAILABLE)
+    gateway.take_leave(0)
     holder.drop()
     assert len(gateway.table) == 0
     new.pump()
@@ -510,14 +510,32 @@ def test_connection_without_calls_is_closed() -> None:
     assert host.lost
 
 
-def test_latecomer_of_a_stop_is_told_too() -> None:
-    """A handshake that ends while we stop does not hold the stop up."""
+def test_latecomer_of_a_closed_port_is_reset() -> None:
+    """A handshake that ends after the port was closed: the agent tries its next address at once."""
     gateway, _, _ = make_gateway()
-    gateway.drain(Status.UNAVAILABLE)
+    gateway.closed = True
     host = Host(gateway)
     host.pump()
-    assert host.client.going_away
+    assert host.transport.disconnected
     assert host.lost
+
+
+def test_calls_are_refused_while_the_port_stays_open() -> None:
+    """The connection stays, so that the agent asks here again instead of counting a failure."""
+    gateway, log, _ = make_gateway()
+    before = Host(gateway)
+    before.send(before.open(), batch("a0", 59))
+    gateway.draining = Status.UNAVAILABLE
+    host = Host(gateway)
+    stream = host.open()
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.UNAVAILABLE
+    assert not host.client.going_away
+    host.send(stream, batch("a1", 42))  # what had been on its way is kept
+    before.send(1, batch("a0", 43))  # who was here goes on
+    assert log.of("a0") == [59, 43]
+    assert [agent.agent_id for agent in gateway.table] == ["a0"]
 
 
 def test_broken_connection_frees_its_places_at_once() -> None:
