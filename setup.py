@@ -22,7 +22,7 @@ setup(
     install_requires=[
         "twisted[tls]>=24.10,<27",
         "klein>=24.8",
-        "pyopenssl>=25.0",
+        "pyopenssl>=25.0,<27",
         "service-identity>=24.2",
         "cryptography>=44",
         "txaio>=23.6",

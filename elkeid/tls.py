@@ -51,9 +51,13 @@ class ServerOptions:
     def __init__(self, context: SSL.Context) -> None:
         self._context = context
 
+    def connection(self) -> SSL.Connection:
+        """Make the TLS state of one connection, without a socket."""
+        return SSL.Connection(self._context, None)
+
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLServerConnectionCreator`."""
-        return SSL.Connection(self._context, None)
+        return self.connection()
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -22,15 +22,11 @@ from twisted.python.failure import Failure
 
 from elkeid.agentcenter.handshakes import Handshakes
 from elkeid.agentcenter.link import AgentLink
-from elkeid.agentcenter.sockets import READ_BYTES
 from elkeid.config import AgentCenterSettings
 
 STRANGERS: Final = 4096
 """Connections accepted and not through their handshake; the kernel's backlog holds as many
 more. At the default rate the last of them has its turn within half an agent's dial budget."""
-
-HELLO_BYTES: Final = 4 << 10
-"""Read from a connection before its turn; a ClientHello has under 2 KiB."""
 
 SILENT_SECONDS: Final = 1.0
 """A connection that said nothing for so long makes room for others, when they are too many."""
@@ -75,7 +71,6 @@ class Entry(Protocol):
     def wait(self, clock: IReactorTime, seconds: float) -> None:
         """Say something and have a turn within ``seconds``."""
         self.accepted_at = clock.seconds()
-        self.transport.bufferSize = HELLO_BYTES
         self._deadline = clock.callLater(seconds, self._late)
 
     def dataReceived(self, data: bytes) -> None:
@@ -89,14 +84,9 @@ class Entry(Protocol):
         """Its turn has come: TLS and the link take this protocol's place."""
         self._cancel()
         link = self._door.hall.link((self.host, self._port), self._shaken)
-        inner = self._door.wrap(link)
         transport, held, self._held = self.transport, self._held, b""
-        transport.bufferSize = READ_BYTES
-        transport.protocol = inner
         try:
-            inner.makeConnection(transport)
-            transport.resumeProducing()
-            inner.dataReceived(held)
+            self._door.secure(transport, link, held)
         except Exception:
             self.log.failure("{host}: a handshake failed by a fault of ours", host=self.host)
             transport.abortConnection()
@@ -136,7 +126,7 @@ class Door(Factory):
         hall: what lies behind.
         clock: for deadlines.
         listen: opens the port for a factory and returns it.
-        wrap: puts TLS around a link; what it returns takes the connection's bytes.
+        secure: puts TLS and a link in the place of a transport's protocol; gets what has come.
         others_have_room: whether agents find another AgentCenter with room.
     """
 
@@ -150,10 +140,10 @@ class Door(Factory):
         clock: IReactorTime,
         *,
         listen: Callable[["Door"], IListeningPort],
-        wrap: Callable[[AgentLink], Any],
+        secure: Callable[[Any, AgentLink, bytes], None],
         others_have_room: Callable[[], bool],
     ) -> None:
-        self.hall, self.wrap = hall, wrap
+        self.hall, self.secure = hall, secure
         self._settings, self._clock, self._listen = settings, clock, listen
         self._others_have_room = others_have_room
         self._port: Any = None

@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IPolicyForHTTPS
 
@@ -28,9 +27,11 @@ from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
-from elkeid.agentcenter.sockets import AgentsPort, ReadTurn
+from elkeid.agentcenter.sockets import AgentsPort
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.agentcenter.tags import TagBook
+from elkeid.agentcenter.tls_socket import TlsSocket
+from elkeid.agentcenter.watch import SocketWatch
 from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
@@ -47,6 +48,7 @@ from elkeid.metrics import (
 )
 from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options, https_policy
+from elkeid.tls_engine import ServerTls, TlsBuffers
 from elkeid.web.api import Api
 from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
@@ -77,7 +79,8 @@ class AgentCenterRole:
     def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
         self._settings, self._keys, self._reactor = settings, keys, reactor
         self._pool = ThreadPool(1, 4, name="eventlog")
-        self._read_turn = ReadTurn(reactor, time.monotonic)
+        self._watch = SocketWatch(reactor)
+        self._buffers = TlsBuffers()
         self.event_log = EventLog(
             self.log_directory(settings), settings.eventlog, reactor, self._in_thread
         )
@@ -127,7 +130,7 @@ class AgentCenterRole:
             self.gateway,
             reactor,
             listen=self._listen_for_agents,
-            wrap=self._with_tls,
+            secure=self._secure,
             others_have_room=self._others_have_room,
         )
         self.gateway.turns_away = self.door.turns_away
@@ -196,7 +199,7 @@ class AgentCenterRole:
             setting="agentcenter.http_port",
             tls=api_server_options(self._keys),
         )
-        self._tls = TLSMemoryBIOFactory(agent_listener_options(self._keys), False, self.door)
+        self._tls = agent_listener_options(self._keys)
         self.door.open()
         self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
         self._discovery.register(HTTP_NAME, self._address, settings.http_port, self._load)
@@ -219,14 +222,14 @@ class AgentCenterRole:
             settings.listen,
             self._reactor,
             entrance=door,
-            turn=self._read_turn,
+            watch=self._watch,
         )
         with listening("agentcenter.grpc_port", settings.listen, settings.grpc_port):
             port.startListening()
         return port
 
-    def _with_tls(self, link: AgentLink) -> TLSMemoryBIOProtocol:
-        return TLSMemoryBIOProtocol(self._tls, link)
+    def _secure(self, transport: TlsSocket, link: AgentLink, held: bytes) -> None:
+        transport.start_tls(ServerTls(self._tls.connection(), self._buffers), link, held)
 
     def _others_have_room(self) -> bool:
         return self._neighbours is not None and self._neighbours.have_room()

@@ -1,0 +1,130 @@
+"""Readiness of many sockets, behind one descriptor of the reactor.
+
+The reactor does for each ready descriptor what suits a server of few: it makes a log context,
+looks up its name, checks it. A gateway has thousands of sockets that are ready with one small
+message each, and this costs as much as the message. So an epoll of our own holds them, and
+is itself what the reactor watches.
+"""
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+from typing import Protocol as Interface
+
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
+from twisted.internet.main import CONNECTION_LOST
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+READABLE: Final = select.EPOLLIN
+WRITABLE: Final = select.EPOLLOUT
+
+TURN_BYTES: Final = 8 << 20
+"""Read in one reactor turn over all sockets; those that are left go first in the next one. It
+bounds how long callers of the APIs wait."""
+
+TURN_SECONDS: Final = 0.1
+"""Spent on what was read in one reactor turn. Many small reads hold more work than their bytes
+tell, and timers must not be late by more than a quarter of a second."""
+
+TURN_SOCKETS: Final = 2_048
+"""Sockets served in one reactor turn: some 50 ms of small messages."""
+
+
+class Watched(Interface):
+    """A socket."""
+
+    def ready(self, events: int) -> int:
+        """Read or write; return how many bytes were read."""
+
+    def lose(self, reason: Failure) -> None:
+        """The connection is gone."""
+
+
+@implementer(IReadDescriptor)
+class SocketWatch:
+    """Tells sockets that they are ready, in turns that others can stand.
+
+    Args:
+        reactor: which watches this, while there is a socket.
+        monotonic: seconds that only go forward.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: IReactorFDSet, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._reactor = reactor
+        self._monotonic = monotonic
+        self._epoll = select.epoll()
+        self._sockets: dict[int, Watched] = {}  # by descriptor
+        self._left: Sequence[tuple[int, int]] = ()  # ready, but not served in the last turn
+        self.cut = 0  # turns that ended before everybody was served
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def add(self, number: int, socket: Watched, events: int) -> None:
+        """Watch a descriptor; with no events, only once `change` asks for some."""
+        if not self._sockets:
+            self._reactor.addReader(self)
+        self._sockets[number] = socket
+        if events:
+            self._epoll.register(number, events)
+
+    def change(self, number: int, old: int, new: int) -> None:
+        """Watch a descriptor for other events than before."""
+        if not old:
+            self._epoll.register(number, new)
+        elif new:
+            self._epoll.modify(number, new)
+        else:  # a lost connection would be told again and again
+            self._epoll.unregister(number)
+
+    def remove(self, number: int, events: int) -> None:
+        """Watch a descriptor no more; before it is closed."""
+        del self._sockets[number]
+        if events:
+            self._epoll.unregister(number)
+        if not self._sockets:
+            self._left = ()
+            self._reactor.removeReader(self)
+
+    # --- what the reactor calls
+
+    def fileno(self) -> int:
+        """Of the epoll, which is readable when a socket is ready."""
+        return self._epoll.fileno()
+
+    def logPrefix(self) -> str:
+        """For the reactor's log context."""
+        return "agents"
+
+    def doRead(self) -> None:
+        """Serve what is ready."""
+        events = self._left or self._epoll.poll(0, TURN_SOCKETS)
+        self._left = ()
+        get, monotonic = self._sockets.get, self._monotonic
+        read, until = 0, monotonic() + TURN_SECONDS
+        for index, (number, happened) in enumerate(events, 1):
+            socket = get(number)
+            if socket is None:
+                continue
+            try:
+                read += socket.ready(happened)
+            except Exception:
+                failure = Failure()
+                self.log.failure("a connection failed", failure)
+                socket.lose(failure)
+            if read >= TURN_BYTES or monotonic() > until:
+                self._left = events[index:]
+                self.cut += bool(self._left)
+                return
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor lets go of all it watches."""
+        for socket in list(self._sockets.values()):
+            socket.lose(Failure(CONNECTION_LOST))
