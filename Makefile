@@ -4,7 +4,7 @@
 #   make test    set up, run all tests (more of them after `make tools`)
 #   make lint    code style            make types   static types
 #   make bench   measurements          make tools   Go programs that some tests and bench use
-#   make clean   remove what was built; keys and data stay
+#   make soak    the long fault tests  make clean   remove what was built; keys and data stay
 
 SHELL := /bin/sh
 VENV := .venv
@@ -22,7 +22,7 @@ WITH_TOOLS := PATH="$(CURDIR)/$(TOOLS):$$PATH"
 # The newest that the Go module proxy serves.
 H2SPEC := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 
-.PHONY: run test lint types bench tools clean
+.PHONY: run test soak lint types bench tools clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -30,6 +30,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@$(WITH_TOOLS) $(BIN)/python -m pytest
+
+soak: $(VENV)/.installed-test
+	@$(WITH_TOOLS) $(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check . tac/*.tac

@@ -272,13 +272,12 @@ class TransferStream:
         self._link.flush()
 
     def _hand_on_results(self, packet: Packet) -> None:
-        if self._state not in (State.HOLDER, State.CLAIMING):
-            return
         results = [(kind, body) for kind, _, body in packet.special if kind in TASK_RESULTS]
-        if results and self._state is State.HOLDER:
-            self._gateway.results(self, results)
-        elif results:  # as many as one window lets through: the call is paused meanwhile
+        if results and self._state is State.CLAIMING:
+            # As many as one window lets through: the call is paused meanwhile.
             self._waiting_results += results
+        elif results:  # a stream that was ended in peace holds its id until it is read to its end
+            self._gateway.results(self, results)
 
     def _apply(self, header: Header, packet: Packet, passed: int) -> None:
         """Apply the newest heartbeats of a batch, as many as its rate let pass."""

@@ -123,6 +123,13 @@ def _pattern(_: object, __: object, value: str) -> str:
     help="Time over which the agents start; 100 a second by default.",
 )
 @click.option("--restart", is_flag=True, help="Agents that exit start again after 45 s.")
+@click.option(
+    "--cuts",
+    type=click.FloatRange(0, 1000),
+    default=0.0,
+    show_default=True,
+    help="Connections broken at random, so many a second.",
+)
 @click.option("--bare", is_flag=True, help="Agents begin without plugins, as after a boot.")
 @click.option(
     "--seed",

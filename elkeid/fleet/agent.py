@@ -239,6 +239,11 @@ class SimulatedAgent(Ticked):
         else:
             self._life.cancel()
 
+    def cut(self) -> None:
+        """Break its connection, as a network does; nothing if it has none."""
+        if self._link is not None and not self._over:
+            self._link.abort()
+
     def report(self) -> AgentReport:
         """What it counted so far."""
         return AgentReport(

@@ -52,6 +52,7 @@ class Plan:
         hostnames: pattern with ``{n}`` for the agent's number; empty for made-up names.
         restart: whether exited agents come back after 45 s; those that were told to exit, and
             those that updated themselves, always do.
+        cuts: connections broken a second, at random, without a word to the gateway.
         bare: whether agents begin without plugins, as after a boot, instead of a stock set.
     """
 
@@ -68,6 +69,7 @@ class Plan:
     allow_remote: bool = False
     restart: bool = False
     bare: bool = False
+    cuts: float = 0.0
 
     def book(self, number: int) -> AddressBook:
         """Where the agent of this number looks for gateways."""
@@ -137,6 +139,8 @@ class Fleet:
         self._over: Deferred[str] = Deferred()
         self._watch = LoopingCall(self._look)
         self._watch.clock = clock
+        self._cuts_due = 0.0
+        self._choice = random.Random(f"{plan.seed}/cuts")  # noqa: S311 - a simulation
 
     @property
     def seconds(self) -> float:
@@ -213,6 +217,10 @@ class Fleet:
 
     def _look(self) -> None:
         plan = self.plan
+        self._cuts_due += plan.cuts * WATCH_SECONDS
+        while self._cuts_due >= 1:
+            self._cuts_due -= 1
+            self._choice.choice(self._agents).cut()
         late = plan.duration and self.seconds >= plan.duration
         enough = plan.total is not None and self.totals.events_sent >= plan.total
         if late or enough:

@@ -614,6 +614,18 @@ def test_a_file_goes_up_elsewhere() -> None:
     assert scene.agent.streaming
 
 
+def test_a_cut_connection() -> None:
+    """An agent whose connection breaks opens another stream 5 s later."""
+    scene = listening()
+    scene.agent.cut()
+    scene.network.flush()
+    scene.agent.cut()
+    assert not scene.agent.streaming
+    scene.advance(5.2)
+    assert scene.agent.streaming
+    assert len(scene.network.dialled) == 2
+
+
 def test_bare_agents() -> None:
     """An agent may begin without plugins, as after a boot."""
     scene = listening()
