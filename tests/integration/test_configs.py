@@ -1,0 +1,186 @@
+"""Commands and configs over real connections: another gRPC client, outages, and the neighbours."""
+
+import json
+import signal
+import ssl
+import subprocess
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import pytest
+
+from elkeid.wire.command import COMMAND_BYTES
+from elkeid.wire.signature import sign
+from tests.integration.servers import free_ports, running, settings_text, twistd
+from tests.integration.test_first_light import Manager, fleet
+from tests.integration.test_load import agentswarm, server_in
+
+pytestmark = pytest.mark.integration
+
+CONFIG = [
+    {"name": "driver", "type": "tar.gz", "version": "1.0.0.1", "sha256": "ab" * 32},
+    {"name": "collector", "type": "tar.gz", "version": "1.0.0.2", "sha256": "cd" * 32},
+]
+
+
+class Gateway:
+    """Signed requests to a gateway's API."""
+
+    def __init__(self, keys: Path, port: int) -> None:
+        self._url = f"https://127.0.0.1:{port}"
+        secrets = tomllib.loads((keys / "secrets.toml").read_text())["aksk"]
+        self._ak, self._sk = next(iter(secrets.items()))
+        self._context = ssl.create_default_context(cafile=str(keys / "ca.crt"))
+        self._context.check_hostname = False
+
+    def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """The answer's JSON, whatever its status."""
+        raw = b"" if body is None else json.dumps(body).encode()
+        query, stamp = f"nonce={token_hex(8)}", str(int(time.time()))
+        request = urllib.request.Request(f"{self._url}{path}?{query}", raw or None, method=method)
+        request.add_header("AccessKey", self._ak)
+        request.add_header("TimeStamp", stamp)
+        signature = sign(method, path, query, self._ak, self._sk, stamp, raw)
+        request.add_header("Signature", signature)
+        try:
+            with urllib.request.urlopen(request, timeout=20, context=self._context) as reply:
+                found: dict[str, Any] = json.load(reply)
+        except urllib.error.HTTPError as error:
+            found = json.load(error)
+        return found
+
+    def configs(self) -> list[dict[str, Any]]:
+        """Where each agent stands with its config."""
+        agents = self.ask("GET", "/conn/stat")["data"]
+        return [agent["agent_info"].get("config", {}) for agent in agents]
+
+    def sources(self) -> set[str]:
+        """Where the agents' configs came from."""
+        return {config.get("source", "") for config in self.configs()}
+
+
+def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def test_commands_to_another_client(tmp_path: Path) -> None:
+    """grpc-go takes tasks and a config of just 4 MiB, window by window; it is sent none above."""
+    program = agentswarm()
+    with server_in(tmp_path) as (_, ports):
+        gateway = Gateway(tmp_path / "keys", ports[1])
+        argv = ["-addr", f"127.0.0.1:{ports[0]}", "-certs", str(tmp_path / "keys")]
+        with subprocess.Popen(
+            [program, *argv, "-agents", "2", "-total", "0", "-hold", "12s"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as swarm:
+            try:
+                eventually(lambda: gateway.ask("GET", "/conn/count")["data"] == 2)
+                first, second = gateway.ask("GET", "/conn/list")["data"]
+                task = {"data_type": 5100, "name": "collector", "data": "{}", "token": "t"}
+                for path in ("/command", "/command/"):
+                    answer = gateway.ask(
+                        "POST", path, {"agent_id": first, "command": {"task": task}}
+                    )
+                    assert answer == {"code": 0, "msg": "success", "data": ""}
+                large = {"name": "driver", "version": "1", "detail": token_hex(2_097_100)}
+                answer = gateway.ask(
+                    "POST", "/command", {"agent_id": second, "command": {"config": [large]}}
+                )
+                assert answer["code"] == 0, answer
+                above = {"name": "driver", "version": "1", "detail": "x" * COMMAND_BYTES}
+                answer = gateway.ask(
+                    "POST", "/command", {"agent_id": second, "command": {"config": [above]}}
+                )
+                assert answer["code"] == 2, answer
+                answer = gateway.ask(
+                    "POST", "/command", {"agent_id": second, "command": {"task": task}}
+                )
+                assert answer["code"] == 0, answer
+                said, complaints = swarm.communicate(timeout=60)
+            finally:
+                swarm.kill()
+    report = json.loads(said)
+    assert report["commands_received"] == 4, complaints
+    assert (report["ended_early"], report["unconfirmed"]) == (0, 0), complaints
+
+
+@contextmanager
+def role(folder: Path, ports: list[int], name: str, *roles: str) -> Iterator[Any]:
+    """One process of a deployment, with data of its own and the keys of all."""
+    text = settings_text(ports, f'data_dir = "{name}"')
+    (folder / f"{name}.toml").write_text(text)
+    argv = twistd("--config", f"{name}.toml", *(f"--role={each}" for each in roles))
+    with running(argv, folder) as server:
+        yield server
+
+
+def test_last_known_config(tmp_path: Path) -> None:
+    """Without a Manager, hosts get what they ran last: from a neighbour, and after a restart."""
+    grpc_a, http_a, sd, manager_port, grpc_b, http_b = free_ports(6)
+    ports_a = [grpc_a, http_a, sd, manager_port]
+    ports_b = [grpc_b, http_b, sd, manager_port]
+    keys = tmp_path / "keys"
+    hosts = ["--agents", "3", "--spread", "0", "--seed", "7", "--rate", "0", "--bare"]
+    on_a = ["--address", f"127.0.0.1:{grpc_a}", "--keys", str(keys)]
+    on_b = ["--address", f"127.0.0.1:{grpc_b}", "--keys", str(keys)]
+    with (
+        role(tmp_path, ports_a, "registry", "sd"),
+        role(tmp_path, ports_a, "manager", "manager") as manager_process,
+        role(tmp_path, ports_a, "a", "ac") as process_a,
+    ):
+        manager = Manager(manager_port, (keys / "admin-password").read_text().strip())
+        stored = manager._call(
+            "/agent/updateDefaultConfig",
+            json.dumps({"type": "agent_config", "config": CONFIG}).encode(),
+        )
+        assert stored["code"] == 0, stored
+        a = Gateway(keys, http_a)
+        with fleet(tmp_path, *hosts, *on_a):
+            eventually(lambda: len(a.configs()) == 3 and a.sources() == {"manager"})
+            versions = {"driver": "1.0.0.1", "collector": "1.0.0.2"}
+            assert all(config["versions"] == versions for config in a.configs())
+            assert {config["state"] for config in a.configs()} <= {"sent", "applied"}
+        assert manager_process.stop(signal.SIGKILL) == -signal.SIGKILL
+        with role(tmp_path, ports_b, "b", "ac") as process_b:
+            b = Gateway(keys, http_b)
+            time.sleep(3)  # b learns of a from ServiceDiscovery, which it asks every 2 s
+            with fleet(tmp_path, *hosts, *on_b):
+                eventually(lambda: len(b.configs()) == 3 and b.sources() == {"last-known"}, 12)
+                assert all(config["versions"] == versions for config in b.configs())
+            process_a.stop(signal.SIGKILL)
+            time.sleep(1.5)  # what was delivered is written within a second
+            process_b.stop(signal.SIGKILL)
+        with role(tmp_path, ports_b, "b", "ac"), fleet(tmp_path, *hosts, *on_b):
+            eventually(lambda: len(b.configs()) == 3 and b.sources() == {"last-known"}, 12)
+            assert all(config["versions"] == versions for config in b.configs())
+
+
+def test_refresh(tmp_path: Path) -> None:
+    """What changes at the Manager reaches connected hosts when their gateway is told so."""
+    with server_in(tmp_path) as (_, ports):
+        keys = tmp_path / "keys"
+        gateway = Gateway(keys, ports[1])
+        manager = Manager(ports[3], (keys / "admin-password").read_text().strip())
+        with fleet(tmp_path, "--agents", "3", "--spread", "0", "--rate", "0"):
+            eventually(lambda: len(gateway.configs()) == 3)
+            assert {config["state"] for config in gateway.configs()} == {"none"}
+            manager._call(
+                "/agent/updateDefaultConfig",
+                json.dumps({"type": "agent_config", "config": CONFIG}).encode(),
+            )
+            answer = gateway.ask("POST", "/config/refresh", {"agent_ids": None})
+            assert answer["data"] == {"count": 3}
+            eventually(lambda: gateway.sources() == {"manager"})
