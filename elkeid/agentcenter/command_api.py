@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from twisted.internet.defer import Deferred
 
 from elkeid.agentcenter.commands import Commands, Outcome
 from elkeid.agentcenter.configs import Config, ConfigInvalid, Entry, Int32, Text, config_of
@@ -102,11 +103,18 @@ class CommandRoutes:
                     f"command.task: {len(parts[-1])} bytes encoded; agents take "
                     f"{COMMAND_BYTES} at most"
                 )
-        outcome = await self._commands.send(body.agent_id, parts)
-        if config is not None:
-            self._sent(body.agent_id, config, outcome)
-        if task is not None and task.data_type == UPLOAD and outcome in REACHED:
-            self._tokens.sent(task.token, body.agent_id)
+        # Whoever asked may hang up; what was sent is noted all the same.
+        answer: Deferred[Outcome] = Deferred()
+
+        def settled(outcome: Outcome) -> None:
+            if config is not None:
+                self._sent(body.agent_id, config, outcome)
+            if task is not None and task.data_type == UPLOAD and outcome in REACHED:
+                self._tokens.sent(task.token, body.agent_id)
+            answer.callback(outcome)
+
+        self._commands.send(body.agent_id, parts).addCallback(settled)
+        outcome = await answer
         if outcome is Outcome.WRITTEN:
             return ""
         return Answer(

@@ -7,7 +7,7 @@ Source: docs/protocol.md, "Configs".
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 import msgspec
@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from elkeid.agentcenter.config_store import ConfigStore, Delivered
 from elkeid.agentcenter.configs import Config, ConfigInvalid, Entry, config_of, entries_of
 from elkeid.config import join_endpoint
+from elkeid.web.answers import Enveloped
 from elkeid.web.client import CallFailed, JsonClient
 from elkeid.web.refusals import ParameterInvalid
 from elkeid.web.routes import AuthKind, Call, Routes
@@ -44,7 +45,10 @@ BATCHES: Final = 8
 """Questions under way at once, to each peer."""
 
 ANSWER_BYTES: Final = 32 << 20
-"""Of one answer."""
+"""Of one answer: a config of 4 MiB beside `TELL_BYTES` of others, in JSON."""
+
+TELL_BYTES: Final = 8 << 20
+"""Of the configs in one answer, encoded; hosts beyond are named, to be asked for again."""
 
 SKEW_SECONDS: Final = 2.0
 """A smaller difference of clocks is within what a Date header can tell."""
@@ -73,6 +77,7 @@ class LastConfig(msgspec.Struct):
 class _Answer(msgspec.Struct):
     code: int
     data: list[LastConfig] | None = None
+    more: list[str] | None = None
 
 
 class LastQuery(msgspec.Struct):
@@ -119,28 +124,44 @@ class Peers:
         return newest
 
     async def _ask(self, address: str, agent_ids: Sequence[str]) -> dict[str, Delivered]:
-        query = urlencode([("agent_id", agent_id) for agent_id in agent_ids])
-        try:
-            reply = await self._http.get(
-                f"https://{address}{PATH}?{query}", seconds=PEER_SECONDS, limit=ANSWER_BYTES
-            )
-            answer = reply.decode(_Answer)
-        except CallFailed as error:
-            self.failures += 1
-            self._resting[address] = self._clock.seconds() + REST_SECONDS
-            self.log.info("{peer}: no last configs: {error}", peer=address, error=error)
-            return {}
-        skew = reply.skew if reply.skew is not None and abs(reply.skew) > SKEW_SECONDS else 0.0
         found: dict[str, Delivered] = {}
+        left = list(agent_ids)
+        while left:
+            try:
+                told, more = await self._ask_once(address, left)
+            except CallFailed as error:
+                self.failures += 1
+                self._resting[address] = self._clock.seconds() + REST_SECONDS
+                self.log.info("{peer}: no last configs: {error}", peer=address, error=error)
+                break
+            found |= told
+            left = [agent_id for agent_id in left if agent_id in more and agent_id not in told]
+            if not told:
+                break
+        return found
+
+    async def _ask_once(
+        self, address: str, agent_ids: Sequence[str]
+    ) -> tuple[dict[str, Delivered], set[str]]:
+        """What a peer tells of these hosts, and those that it has no room for."""
+        query = urlencode([("agent_id", agent_id) for agent_id in agent_ids])
+        reply = await self._http.get(
+            f"https://{address}{PATH}?{query}", seconds=PEER_SECONDS, limit=ANSWER_BYTES
+        )
+        answer = reply.decode(_Answer)
+        skew = reply.skew if reply.skew is not None and abs(reply.skew) > SKEW_SECONDS else 0.0
+        asked, told = set(agent_ids), dict[str, Delivered]()
         for each in answer.data or ():
+            if each.agent_id not in asked:
+                continue
             try:
                 config = config_of(each.config)
             except ConfigInvalid as error:
                 self.log.warn("{peer}: {error}", peer=address, error=error)
                 continue
             # No clock of another shall make an old config newer than one of a moment ago.
-            found[each.agent_id] = Delivered(config, min(each.delivered_at - skew, self._wall()))
-        return {agent_id: found[agent_id] for agent_id in agent_ids if agent_id in found}
+            told[each.agent_id] = Delivered(config, min(each.delivered_at - skew, self._wall()))
+        return told, set(answer.more or ())
 
 
 class LastConfigs:
@@ -236,16 +257,26 @@ class LastConfigRoutes:
         summary="The last config that hosts were sent by this AgentCenter",
     )
     async def last(self, call: Call[LastQuery, None]) -> object:
-        """Those hosts that are known, in no order."""
+        """Those hosts that are known, in no order; ``more`` are ids that had no room."""
         ids = list(dict.fromkeys(call.query.agent_id))
         if len(ids) > BATCH:
             raise ParameterInvalid(f"agent_id: {len(ids)} ids; limit {BATCH}")
         found = await self._store.get(ids)
-        return [
-            {
-                "agent_id": agent_id,
-                "delivered_at": delivered.at,
-                "config": entries_of(delivered.config),
-            }
-            for agent_id, delivered in found.items()
-        ]
+        told: list[dict[str, Any]] = []
+        entries: dict[bytes, list[dict[str, Any]]] = {}  # most hosts have the same config
+        size = 0
+        more = list(found)
+        while more and (not told or size < TELL_BYTES):
+            agent_id = more.pop(0)
+            config = found[agent_id].config
+            if config.digest not in entries:
+                entries[config.digest] = entries_of(config)
+            size += len(config.command)
+            told.append(
+                {
+                    "agent_id": agent_id,
+                    "delivered_at": found[agent_id].at,
+                    "config": entries[config.digest],
+                }
+            )
+        return Enveloped(told, {"more": more})

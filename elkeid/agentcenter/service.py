@@ -19,9 +19,11 @@ from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
 from elkeid.agentcenter.command_api import CommandRoutes
 from elkeid.agentcenter.commands import Commands
 from elkeid.agentcenter.config_parts import ConfigParts
+from elkeid.agentcenter.config_push import FETCHES
 from elkeid.agentcenter.door import Door
 from elkeid.agentcenter.drain import Drain, DrainState
 from elkeid.agentcenter.gateway import Gateway
+from elkeid.agentcenter.last_configs import BATCHES
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours
@@ -90,13 +92,13 @@ class AgentCenterRole:
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
         CommandMetrics(self.registry, self.commands.figures)
-        self._manager_http = self._http()
+        self._manager_http = self._http(kept=FETCHES)
         self._manager = ManagerClient(self._manager_http, settings.manager.members)
         self.configs = ConfigParts(
             self.gateway,
             self.commands,
             self._manager,
-            self._http(https_policy(keys)),
+            self._http(https_policy(keys), kept=BATCHES),
             own=join_endpoint(settings.advertised("agentcenter"), settings.agentcenter.http_port),
             data_dir=settings.server.data_dir,
             reactor=reactor,
@@ -158,10 +160,10 @@ class AgentCenterRole:
     def _in_thread(self, function: Any, *args: Any, **named: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args, **named)
 
-    def _http(self, policy: IPolicyForHTTPS | None = None) -> JsonClient:
+    def _http(self, policy: IPolicyForHTTPS | None = None, kept: int = 2) -> JsonClient:
         """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""
-        credentials = Credentials(*self._keys.signing_pair)
-        return JsonClient(self._reactor, http_agent(self._reactor, policy), time.time, credentials)
+        agent = http_agent(self._reactor, policy, kept)
+        return JsonClient(self._reactor, agent, time.time, Credentials(*self._keys.signing_pair))
 
     async def start(self) -> None:
         """Open the log, then the API, then the agents' port; then tell ServiceDiscovery.

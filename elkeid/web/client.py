@@ -110,10 +110,15 @@ class PooledAgent:
         return closed
 
 
-def http_agent(reactor: Any, policy: IPolicyForHTTPS | None = None) -> PooledAgent:
-    """Make an agent that keeps connections; ``policy`` decides about TLS servers."""
+def http_agent(
+    reactor: Any, policy: IPolicyForHTTPS | None = None, kept: int = KEPT_CONNECTIONS
+) -> PooledAgent:
+    """Make an agent that keeps connections; ``policy`` decides about TLS servers.
+
+    ``kept`` connections to each host stay open: as many as it is asked things at once.
+    """
     pool = HTTPConnectionPool(reactor, persistent=True)
-    pool.maxPersistentPerHost = KEPT_CONNECTIONS
+    pool.maxPersistentPerHost = kept
     pool.cachedConnectionTimeout = IDLE_SECONDS
     if policy is None:
         return PooledAgent(Agent(reactor, connectTimeout=CONNECT_TIMEOUT, pool=pool), pool)

@@ -232,6 +232,26 @@ class CommandApiTests(SynchronousTestCase):
         self.clock.callLater(1, self.host.drop)
         self.assertEqual(self.refusal(), ("transport is closing", "connection_lost"))
 
+    def test_asker_hangs_up(self) -> None:
+        """What was sent counts, also when nobody waits for the answer any more."""
+        self.host.link.pauseProducing()
+        upload: dict[str, Any] = {
+            "data_type": 1050,
+            "name": "elkeid-agent",
+            "data": "{}",
+            "token": "up",
+        }
+        body = {"agent_id": "a1", "command": {"task": upload, "config": [ENTRY]}}
+        answer = self.face.begin("POST", "/command", body)
+        self.face.flush()
+        answer.addErrback(lambda failure: None)
+        answer.cancel()
+        self.face.flush()
+        self.host.link.resumeProducing()
+        self.assertEqual(self.received(), [GOLDEN_CONFIG, encode_command(Task(**upload))])
+        self.assertEqual(self.configs, [("a1", {"driver": "1.0.0.1"}, Outcome.WRITTEN)])
+        self.assertEqual(self.gateway.tokens.agent_of("up"), "a1")
+
     def test_unsigned(self) -> None:
         """Without a signature nothing is sent."""
         status, body = self.face.ask(

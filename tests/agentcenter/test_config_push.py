@@ -3,6 +3,9 @@
 from random import Random
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,6 +23,7 @@ from elkeid.agentcenter.config_push import (
 from elkeid.agentcenter.configs import Config, Entry, config_of
 from elkeid.agentcenter.manager_client import ManagerAnswer, ManagerRefused
 from elkeid.fleet.grpc_client import MessageReceived
+from elkeid.metrics import CommandMetrics, ConfigMetrics
 from elkeid.web.client import AnswerInvalid, Unreachable
 from elkeid.wire.command import decode_command
 from elkeid.wire.compression import decompressor
@@ -497,9 +501,69 @@ class PushTests(SynchronousTestCase):
         self.advance(5)
         self.assertEqual(len(self.gateway.table.changes(cursor).agents), 1)
 
+    def test_metrics(self) -> None:
+        """What operators watch: how many hosts have which state, and why some have none."""
+        registry = CollectorRegistry()
+        ConfigMetrics(registry, self.push.figures)
+        CommandMetrics(registry, self.commands.figures)
+        self.join()
+        self.manager.answer = ManagerAnswer(0)
+        self.join("a2", "10.0.0.2")
+        shown = generate_latest(registry).decode().splitlines()
+        for line in (
+            'elkeid_ac_config_agents{state="none"} 1.0',
+            'elkeid_ac_config_agents{state="sent"} 1.0',
+            'elkeid_ac_config_agents{state="applied"} 0.0',
+            "elkeid_ac_config_waiting 0.0",
+            'elkeid_ac_config_fetches_total{outcome="ok"} 1.0',
+            'elkeid_ac_config_fetches_total{outcome="null"} 1.0',
+            'elkeid_ac_config_sent_total{source="manager"} 1.0',
+            "elkeid_ac_config_repeated_total 0.0",
+            "elkeid_ac_commands_waiting 0.0",
+            "elkeid_ac_commands_waiting_bytes 0.0",
+            'elkeid_ac_commands_total{outcome="written"} 1.0',
+        ):
+            self.assertIn(line, shown)
+
     def test_nothing_kept_of_those_that_left(self) -> None:
         """Hosts that come and go leave no plans behind."""
-        for number in range(3_000):
+        for number in range(1_500):
             self.join("a1", port=number + 1).drop()
-        self.assertLess(len(self.push._schedule), 2_100)
+        self.assertLess(len(self.push._schedule), 1_100)
         self.assertEqual(len(self.push._queue), 0)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-1, 1), st.sampled_from(["", "x"]), st.just([])
+)
+ANSWERS = st.builds(
+    ManagerAnswer,
+    st.just(0),
+    data=st.one_of(
+        VALUES,
+        st.dictionaries(st.sampled_from(["name", "x"]), VALUES),
+        st.lists(
+            st.one_of(
+                VALUES, st.dictionaries(st.sampled_from(["name", "version", "detail"]), VALUES)
+            ),
+            max_size=3,
+        ),
+    ),
+    allow_empty=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ANSWERS, st.booleans())
+def test_never_an_empty_sync_by_accident(answer: ManagerAnswer, trust: bool) -> None:
+    """Whatever a Manager answers, a host is emptied only by an empty list that is meant."""
+    test = PushTests()
+    test.build(trust_empty_config=trust)
+    test.manager.answer = answer
+    configs = test.got(test.join())
+    for config in configs:
+        if not config:
+            assert answer.data == [] or (answer.data is None and trust)
+            assert answer.allow_empty or trust
+        assert "" not in config
+    test.push.stop()

@@ -380,6 +380,27 @@ class LastConfigsTests(SynchronousTestCase):
         self.assertEqual(told["a1"]["config"][0]["name"], "driver")
         self.assertEqual(told["a2"]["config"], [])
 
+    def test_large_configs(self) -> None:
+        """Configs that have no room in one answer are asked for again, until all are told."""
+        shelf = Shelf(folder(self) / "peer.db")
+        ids = [f"a{number}" for number in range(7)]
+        for agent_id in ids:
+            config = config_of([Entry(name=agent_id, version="1", detail="x" * (3 << 20))])
+            shelf.store.save(agent_id, Delivered(config, NOW))
+        face = Face([LastConfigRoutes(shelf.store)], Clock())
+        sizes = []
+
+        async def get(url: str, *, seconds: float, limit: int) -> Reply:
+            status, body = face.ask("GET", "/config/last", query=url.partition("?")[2])
+            sizes.append(len(body["data"]))
+            return Reply(status, json.dumps(body).encode(), None)
+
+        self.others.get = get  # type: ignore[method-assign]
+        self.peers.changed([At("10.0.0.2")])
+        found = self.successResultOf(Deferred.fromCoroutine(self.peers.ask(ids)))
+        self.assertEqual(sorted(found), ids)
+        self.assertEqual(sizes, [3, 3, 1])
+
     def test_refusals(self) -> None:
         """Peers are told nothing without a signature, an id, or about too many."""
         asked = {"agent_id=a1": 403, "": 400, "agent_id=a&" * (BATCH + 1) + "agent_id=b": 200}
