@@ -224,6 +224,13 @@ class AgentCenterSettings:
     drain_seconds: float = _seconds(5, 0.1, 60)  # reading a stream that was refused or ended
     probe_seconds: float = _seconds(5, 1, 60)  # PING answer of a holder whose id is claimed
     takeover_seconds: float = _seconds(60, 0, 3600)  # an id changes hands at most so often
+    memory_bytes: int = _number(512 * MiB, 64 * MiB, 1 << 40)  # of all streams together
+    message_seconds: float = _seconds(60, 1, 3600)  # from the first byte of a message to its last
+    agent_records_rate: float = _seconds(2_000, 1, 1e9)  # records/s of one agent, sustained
+    agent_records_burst: int = _number(32_000, 1, 1_000_000_000)
+    agent_bytes_rate: float = _seconds(4 * MiB, 1024, 1e12)  # decompressed bytes/s of one agent
+    agent_bytes_burst: int = _number(64 * MiB, 1024, 1 << 40)
+    proxy_networks: tuple[str, ...] = field(default=(), validator=networks)
     control_rate: float = _seconds(10, 0.1, 1e6)  # records/s per agent; the rest counts as logs
     logs_rate: float = _seconds(20, 0.1, 1e6)  # records/s per agent; beyond, dropped and counted
     logs_burst: int = _number(200, 1, 1_000_000)
@@ -427,6 +434,11 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if center.decompressed_bytes < center.message_bytes:
         faults.append("agentcenter.decompressed_bytes: must not be below message_bytes")
+    if center.memory_bytes < center.message_bytes + center.decompressed_bytes:
+        faults.append(
+            "agentcenter.memory_bytes: must not be below message_bytes and decompressed_bytes "
+            "together, or the largest message could never come in"
+        )
     return faults
 
 

@@ -13,6 +13,9 @@ class Counters:
         self.records = 0
         self.unidentified = 0  # streams whose agent sent an empty id
         self.bad_heartbeats = 0
+        self.over_budget = 0  # times a stream's window was not refilled for its agent's budget
+        self.large_messages = 0  # that came in more than one piece
+        self.refused_messages: Counter[str] = Counter()  # half messages ended, by reason
         self.statuses: Counter[int] = Counter()  # gRPC status -> calls that we ended with it
         self.data_types: Counter[int] = Counter()  # data type -> records
 

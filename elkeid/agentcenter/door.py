@@ -23,6 +23,8 @@ from twisted.python.failure import Failure
 from elkeid.agentcenter.handshakes import Handshakes
 from elkeid.agentcenter.link import AgentLink
 from elkeid.config import AgentCenterSettings
+from elkeid.web.plain import Networks
+from elkeid.wire.proxy import ProxyHeaderInvalid, read_proxy_header
 
 STRANGERS: Final = 4096
 """Connections accepted and not through their handshake; the kernel's backlog holds as many
@@ -58,7 +60,10 @@ class Entry(Protocol):
 
     def __init__(self, door: "Door", host: str, port: int) -> None:
         self._door = door
-        self.host, self._port = host, port
+        self.host = host
+        self._proxied = door.is_proxy(host)
+        self._introduced = False  # by a PROXY header
+        self._peer = (host, port)
         self._held = b""
         self._deadline: IDelayedCall | None = None
         self._asked = False  # for its turn
@@ -76,14 +81,34 @@ class Entry(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """The peer speaks: wait for a turn without reading on."""
         self._held += data
+        if self._proxied and not self._read_proxy_header():
+            return
         self.transport.pauseProducing()
         self._asked = True
         self._door.spoke(self)
 
+    def _read_proxy_header(self) -> bool:
+        """Learn from a proxy who the peer is; False while that, or what follows, has not come."""
+        if not self._introduced:
+            try:
+                header = read_proxy_header(self._held)
+            except ProxyHeaderInvalid as error:
+                self.log.info("{host}: {error}", host=self.host, error=error)
+                self.turn_away("proxy")
+                return False
+            if header is None:
+                return False
+            self._introduced = True
+            self._held = self._held[header.size :]
+            if header.peer is not None:
+                self._peer = header.peer
+                self.host = header.peer[0]  # whose turn it is
+        return bool(self._held)
+
     def start(self) -> None:
         """Its turn has come: TLS and the link take this protocol's place."""
         self._cancel()
-        link = self._door.hall.link((self.host, self._port), self._shaken)
+        link = self._door.hall.link(self._peer, self._shaken)
         transport, held, self._held = self.transport, self._held, b""
         try:
             self._door.secure(transport, link, held)
@@ -146,6 +171,7 @@ class Door(Factory):
         self.hall, self.secure = hall, secure
         self._settings, self._clock, self._listen = settings, clock, listen
         self._others_have_room = others_have_room
+        self._proxies = Networks(settings.proxy_networks)
         self._port: Any = None
         self._open = False  # the port should be open, but for a full house
         self._reopen: IDelayedCall | None = None
@@ -247,6 +273,10 @@ class Door(Factory):
         if self._clock.seconds() - oldest.accepted_at >= SILENT_SECONDS:
             oldest.turn_away("crowded")
         return STRANGERS - len(self._strangers)
+
+    def is_proxy(self, host: str) -> bool:
+        """Whether a connection from this address must begin with a PROXY header."""
+        return host in self._proxies
 
     def buildProtocol(self, addr: IAddress | None) -> Entry:
         """Let a connection wait here."""

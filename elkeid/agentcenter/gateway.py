@@ -13,6 +13,8 @@ from elkeid.agentcenter.farewell import Farewell
 from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
+from elkeid.agentcenter.memory import MemoryBudget
+from elkeid.agentcenter.rates import FlowBudget
 from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.agentcenter.tags import TagBook
 from elkeid.agentcenter.tokens import TokenBook
@@ -85,6 +87,12 @@ class Gateway:
         self.tokens = TokenBook(monotonic)
         self.tags: TagBook | None = None  # None: nobody knows any
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
+        self.flow_floor = FlowBudget.floor(settings)
+        # One message at a time is decompressed: its room is kept free for good.
+        self.memory = MemoryBudget(
+            settings.memory_bytes - settings.decompressed_bytes, clock, self._held_elsewhere
+        )
+        self.held_elsewhere: list[Callable[[], int]] = []  # bytes in other parts' queues
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
         self._followers: list[Follower] = []
@@ -94,6 +102,9 @@ class Gateway:
         self.draining: int | None = None  # the status that new calls are refused with
         self.closed = False  # the agents' port is: who has not shaken hands yet goes elsewhere
         self.farewell: Farewell | None = None
+
+    def _held_elsewhere(self) -> int:
+        return sum(held() for held in self.held_elsewhere)
 
     def serve(self, path: str, make: CallMaker) -> None:
         """Answer calls of another gRPC method; before the port opens."""
@@ -116,8 +127,16 @@ class Gateway:
             shaken: called once, when the TLS handshake is over, well or not.
         """
         grpc = GrpcServerConnection(self._limits, tuple(self._services))
-        seconds = self.settings.handshake_seconds
-        return AgentLink(grpc, self, self.clock, self.monotonic, seconds, peer=peer, shaken=shaken)
+        return AgentLink(
+            grpc,
+            self,
+            self.clock,
+            self.monotonic,
+            self.settings,
+            peer=peer,
+            shaken=shaken,
+            memory=self.memory,
+        )
 
     # --- what connections tell
 
@@ -127,6 +146,10 @@ class Gateway:
         self.links.add(link)
         if self.closed:
             link.abort()  # it has not heard a word of HTTP/2: it tries its next address at once
+
+    def refused_message(self, reason: str) -> None:
+        """A half-sent message ended its call."""
+        self.counters.refused_messages[reason] += 1
 
     def lost(self, link: AgentLink, spoke: bool) -> None:
         """A connection is gone."""

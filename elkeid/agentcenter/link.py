@@ -17,6 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from elkeid.agentcenter.memory import MemoryBudget, Share
+from elkeid.config import AgentCenterSettings
 from elkeid.wire.grpc import (
     CallCancelled,
     CallStarted,
@@ -24,8 +26,10 @@ from elkeid.wire.grpc import (
     Event,
     GrpcServerConnection,
     HalfClosed,
+    MessageBegan,
     MessageReceived,
     PingAcked,
+    Status,
 )
 
 CLOSE_SECONDS = 5.0
@@ -64,6 +68,9 @@ class Calls(Interface):
     def started(self, link: "AgentLink", event: CallStarted) -> Call:
         """A peer opened a call on a known path."""
 
+    def refused_message(self, reason: str) -> None:
+        """A half-sent message ended its call, for this reason, a word."""
+
     def lost(self, link: "AgentLink", spoke: bool) -> None:
         """The connection is gone; ``spoke`` tells whether its handshake was ever done."""
 
@@ -77,10 +84,10 @@ class AgentLink(Protocol):
         calls: makes and forgets calls.
         clock: for the deadlines below.
         monotonic: seconds that only go forward, to bound what one connection does in a turn.
-        handshake_seconds: TLS and the first request must be done in this time, or the
-            connection is reset.
+        settings: limits, such as the time for TLS and the first request.
         peer: address and port of the other end, behind a proxy too.
         shaken: called once, when the handshake is over, well or not.
+        memory: where large messages take their room.
     """
 
     log = Logger()
@@ -92,10 +99,11 @@ class AgentLink(Protocol):
         calls: Calls,
         clock: IReactorTime,
         monotonic: Callable[[], float],
-        handshake_seconds: float,
+        settings: AgentCenterSettings,
         *,
         peer: tuple[str, int],
         shaken: Callable[[], None],
+        memory: MemoryBudget,
     ) -> None:
         self.grpc = grpc
         self._calls = calls
@@ -115,11 +123,17 @@ class AgentLink(Protocol):
         self._turn: IDelayedCall | None = None  # when that is
         self._watches: dict[int, Callable[[], None]] = {}  # of calls whose message is under way
         self._deadline: IDelayedCall | None = None
-        self._handshake_seconds = handshake_seconds
+        self._settings = settings
+        self._memory = memory
+        self._shares: dict[int, tuple[Share, IDelayedCall]] = {}  # stream -> room, deadline
+        self._unroomed: Share | None = None  # nothing is read until it is granted
+        self.reads = 0
+        self.reads_seen = 0  # by the watch for silent peers, as the next
+        self.quiet_sweeps = 0
 
     def connectionMade(self) -> None:
         """Arm the deadline for the handshake."""
-        self._deadline = self._clock.callLater(self._handshake_seconds, self._late)
+        self._deadline = self._clock.callLater(self._settings.handshake_seconds, self._late)
         self.transport.registerProducer(self, True)
 
     def _late(self) -> None:
@@ -142,6 +156,7 @@ class AgentLink(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Hand what has come to the calls, then send what that made us say."""
+        self.reads += 1
         if self._closing:
             return
         events = self.grpc.receive_data(data)
@@ -159,6 +174,8 @@ class AgentLink(Protocol):
             call = self._open.get(event.stream_id)
             if call is not None:
                 call.message(event.compressed, event.body)
+            if self._shares:
+                self._give_back(event.stream_id)
         else:
             self._rarer(event)
 
@@ -185,10 +202,92 @@ class AgentLink(Protocol):
         if self._lost:
             self._end()
         elif not self._closing:
+            self._read_on()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self._lost
+
+    @property
+    def unread(self) -> bool:
+        """Whether what the peer sends is left in the kernel for now: its silence says nothing."""
+        return self._backlog is not None or self._unroomed is not None
+
+    def _read_on(self) -> None:
+        if not self.unread:
             self.transport.resumeProducing()
 
+    # --- large messages
+
+    def _begin_message(self, stream_id: int, size: int) -> None:
+        """Take room for a message; without any, read nothing more until there is some."""
+        if stream_id not in self._open:
+            return
+        share = Share(self, stream_id, size)
+        settings = self._settings
+        deadline = self._clock.callLater(settings.message_seconds, self._overdue, stream_id)
+        others = sum(each.size for each, _ in self._shares.values())
+        self._shares[stream_id] = (share, deadline)
+        if others:  # a connection that waits could not finish those
+            if others + size <= settings.message_bytes and self._memory.take(size):
+                self._memory.adopt(share)
+                return
+            self._break_off(
+                stream_id, Status.RESOURCE_EXHAUSTED, "another message is under way", "several"
+            )
+        elif not self._memory.ask(share):
+            self._unroomed = share
+            self.transport.pauseProducing()
+
+    def granted(self, share: Share) -> None:
+        """There is room for the message that waited."""
+        if self._unroomed is share:
+            self._unroomed = None
+            if not self._closing and not self._lost:
+                self._read_on()
+
+    def left(self, share: Share) -> int:
+        """Bytes still to come of a message."""
+        return self.grpc.message_left(share.stream_id)
+
+    def evict(self, share: Share) -> None:
+        """Others wait for the room of a message that does not come."""
+        self._break_off(
+            share.stream_id,
+            Status.RESOURCE_EXHAUSTED,
+            "a message that comes too slowly while memory is short",
+            "memory",
+        )
+        self._give_back(share.stream_id)
+        self.flush()
+
+    def _overdue(self, stream_id: int) -> None:
+        seconds = self._settings.message_seconds
+        text = f"a message that is not whole after {seconds:g} s"
+        self._break_off(stream_id, Status.DEADLINE_EXCEEDED, text, "deadline")
+        self._give_back(stream_id)
+        self.flush()
+
+    def _break_off(self, stream_id: int, status: Status, text: str, reason: str) -> None:
+        self._calls.refused_message(reason)
+        for event in self.grpc.break_off(stream_id, status, text):
+            self._act(event)
+
+    def _give_back(self, stream_id: int) -> None:
+        held = self._shares.pop(stream_id, None)
+        if held is None:
+            return
+        share, deadline = held
+        if deadline.active():
+            deadline.cancel()
+        self._memory.give_back(share)
+        self.granted(share)
+
     def _rarer(self, event: object) -> None:
-        if isinstance(event, CallStarted):
+        if isinstance(event, MessageBegan):
+            self._begin_message(event.stream_id, event.size)
+        elif isinstance(event, CallStarted):
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
@@ -222,6 +321,8 @@ class AgentLink(Protocol):
 
     def _end_calls(self) -> None:
         self._watches.clear()
+        for stream_id in list(self._shares):
+            self._give_back(stream_id)
         for stream_id in list(self._open):
             self._open.pop(stream_id).over(None)
 
@@ -255,6 +356,7 @@ class AgentLink(Protocol):
 
     def forget(self, stream_id: int, cancelled: CallCancelled | None = None) -> None:
         """A call is over; tell it, if it is still known."""
+        self._give_back(stream_id)
         call = self._open.pop(stream_id, None)
         if call is None:
             return
@@ -275,9 +377,14 @@ class AgentLink(Protocol):
         self._asking.append(answered)
         if self._probe is None:  # else the PING under way serves this question too
             payload = urandom(8)
-            self._probe = (payload, self._clock.callLater(seconds, self._probed, False))
+            timer = self._clock.callLater(seconds, self._unanswered, self.reads)
+            self._probe = (payload, timer)
             self.grpc.send_ping(payload)
             self.flush()
+
+    def _unanswered(self, reads: int) -> None:
+        """No PING came back; anything else that came, or waits unread, is a sign of life."""
+        self._probed(self.reads != reads or self.unread)
 
     def _probed(self, answered: bool) -> None:
         if self._probe is None:

@@ -29,6 +29,7 @@ from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
+from elkeid.agentcenter.silence import SilenceWatch
 from elkeid.agentcenter.sockets import AgentsPort
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.agentcenter.tags import TagBook
@@ -126,6 +127,7 @@ class AgentCenterRole:
         )
         self.gateway.know_tags(self.tags)
         TagMetrics(self.registry, self.tags.figures)
+        self.gateway.held_elsewhere += [lambda: self.commands.bytes, lambda: self.tags.held_bytes]
         self._neighbours: Neighbours | None = None
         self.door = Door(
             settings.agentcenter,
@@ -136,6 +138,7 @@ class AgentCenterRole:
             others_have_room=self._others_have_room,
         )
         self.gateway.turns_away = self.door.turns_away
+        self.silence = SilenceWatch(reactor, lambda: self.gateway.links)
         self._discovery = DiscoveryClient(reactor, self._http(), settings.discovery.members)
         self._address = settings.advertised("agentcenter")
         self.drain = Drain(
@@ -215,6 +218,7 @@ class AgentCenterRole:
             settings.grpc_port,
         )
         self._neighbours.start()
+        self.silence.start()
 
     def _listen_for_agents(self, door: Door) -> IListeningPort:
         settings = self._settings.agentcenter
@@ -246,6 +250,7 @@ class AgentCenterRole:
         """Send agents elsewhere, read each to its end, leave ServiceDiscovery, flush the log."""
         self._stopping = True
         try:
+            self.silence.stop()
             if self._registered:
                 await self.drain.finish(DRAIN_SECONDS)
             if self._neighbours is not None:

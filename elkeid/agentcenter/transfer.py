@@ -16,7 +16,7 @@ from elkeid.agentcenter.identity import (
     header_bytes,
 )
 from elkeid.agentcenter.link import AgentLink
-from elkeid.agentcenter.rates import ClassBudget
+from elkeid.agentcenter.rates import ClassBudget, FlowBudget
 from elkeid.agentcenter.table import Claim
 from elkeid.errors import WireError
 from elkeid.wire.command import COMMAND_BYTES
@@ -53,16 +53,20 @@ class TransferStream:
     __slots__ = (
         "_decompress",
         "_encoding",
+        "_flow",
+        "_flow_timer",
         "_gateway",
         "_half_closed",
         "_held",
         "_held_bytes",
         "_link",
         "_log_failures",
+        "_pauses",
         "_state",
         "_stream_id",
         "_timer",
         "_waiting",
+        "_waiting_bytes",
         "_waiting_results",
         "_wire_id",
         "admitted",
@@ -86,6 +90,10 @@ class TransferStream:
         self._log_failures = gateway.event_log.failures
         self._waiting: list[tuple[Header, int, bytes]] = []
         self._waiting_results: list[tuple[int, bytes]] = []
+        self._waiting_bytes = 0  # of both, taken from the memory budget
+        self._flow = FlowBudget(gateway.settings, gateway.monotonic())
+        self._flow_timer: IDelayedCall | None = None  # until it is within its budget again
+        self._pauses = 0  # reasons why its window is not refilled
         self._wire_id = b""
         self.admitted = False  # has a place under the connection limit
         self.agent_id = ""
@@ -129,9 +137,42 @@ class TransferStream:
             if not header.agent_id:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
+        flow = self._flow
+        flow.records -= packet.count
+        flow.octets -= len(data)
+        if flow.records < gateway.flow_floor[0] or flow.octets < gateway.flow_floor[1]:
+            self._slow_down()
         if self._held is not None and self._hold(header, packet, len(data)):
             return
         self._take(header, packet)
+
+    def _slow_down(self) -> None:
+        """Refill the window no more while the stream is beyond its budget."""
+        gateway = self._gateway
+        seconds = self._flow.refill(gateway.monotonic())
+        if seconds <= 0 or self._flow_timer is not None:
+            return
+        gateway.counters.over_budget += 1
+        self._pause()
+        self._flow_timer = gateway.clock.callLater(seconds, self._flow_on)
+
+    def _flow_on(self) -> None:
+        self._flow_timer = None
+        seconds = self._flow.refill(self._gateway.monotonic())
+        if seconds > 0:  # a window's worth came meanwhile
+            self._flow_timer = self._gateway.clock.callLater(seconds, self._flow_on)
+            return
+        self._resume()
+        self._link.flush()
+
+    def _pause(self) -> None:
+        self._pauses += 1
+        self._link.grpc.pause_call(self._stream_id)
+
+    def _resume(self) -> None:
+        self._pauses -= 1
+        if not self._pauses:
+            self._link.grpc.resume_call(self._stream_id)
 
     def _take(self, header: Header, packet: Packet) -> None:
         if packet.special:  # results first: they are on disk no later than their records
@@ -234,7 +275,7 @@ class TransferStream:
         else:
             assert isinstance(other, TransferStream)
             self._state = State.CLAIMING
-            self._link.grpc.pause_call(self._stream_id)
+            self._pause()
             other.probe(self._settle)
 
     def probe(self, answered: Callable[[bool], None]) -> None:
@@ -268,12 +309,28 @@ class TransferStream:
         results, self._waiting_results = self._waiting_results, []
         if results:
             self._gateway.results(self, results)
-        self._link.grpc.resume_call(self._stream_id)
+        self._forget_waiting()
+        self._resume()
         self._link.flush()
+
+    def _keep_waiting(self, size: int) -> bool:
+        """Take memory for what waits until the claim is settled; False if there is none."""
+        if not self._gateway.memory.take(size):
+            return False
+        self._waiting_bytes += size
+        return True
+
+    def _forget_waiting(self) -> None:
+        self._waiting, self._waiting_results = [], []
+        size, self._waiting_bytes = self._waiting_bytes, 0
+        if size:
+            self._gateway.memory.give(size)
 
     def _hand_on_results(self, packet: Packet) -> None:
         results = [(kind, body) for kind, _, body in packet.special if kind in TASK_RESULTS]
         if results and self._state is State.CLAIMING:
+            if not self._keep_waiting(sum(len(body) for _, body in results)):
+                return
             # As many as one window lets through: the call is paused meanwhile.
             self._waiting_results += results
         elif results:  # a stream that was ended in peace holds its id until it is read to its end
@@ -289,7 +346,7 @@ class TransferStream:
                 self._gateway.bad_heartbeat(self, f"{len(body)} bytes; limit {HEARTBEAT_BYTES}")
             elif self._state is State.HOLDER:
                 self._gateway.apply(self, header, kind, body)
-            elif len(self._waiting) < WAITING_HEARTBEATS:
+            elif len(self._waiting) < WAITING_HEARTBEATS and self._keep_waiting(len(body)):
                 self._waiting.append((header, kind, body))
 
     def half_closed(self) -> None:
@@ -323,6 +380,10 @@ class TransferStream:
             if cancelled.status != Status.CANCELLED:
                 self._report(cancelled.reason)
         self._cancel_timer()
+        self._forget_waiting()
+        if self._flow_timer is not None:
+            self._flow_timer.cancel()
+            self._flow_timer = None
         self._state = State.OVER
         self._gateway.released(self)
 
@@ -336,8 +397,8 @@ class TransferStream:
         gateway = self._gateway
         if self._state is State.CLAIMING:
             gateway.table.release(self.agent_id, self, gateway.wall())
-            self._waiting, self._waiting_results = [], []
-            self._link.grpc.resume_call(self._stream_id)
+            self._forget_waiting()
+            self._resume()
         self._state = State.ENDED
         gateway.counters.ended(status)
         self._link.grpc.end_call(self._stream_id, status, message, keep_reading=True)

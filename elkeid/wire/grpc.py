@@ -42,6 +42,7 @@ __all__ = [
     "Event",
     "GrpcServerConnection",
     "HalfClosed",
+    "MessageBegan",
     "MessageReceived",
     "PingAcked",
     "Progress",
@@ -53,6 +54,10 @@ TEXT_LIMIT: Final = 1_024
 """Characters of a status message; so that trailers always fit one frame."""
 
 PREFIX_BYTES: Final = 5
+
+LARGE_BYTES: Final = 16 << 10
+"""A message above this that is not there at once is announced by `MessageBegan`. Below, a
+stream holds no more than one TLS record brings."""
 
 _PREFIX = struct.Struct(">BI")  # compressed flag, length
 _unpack_prefix = _PREFIX.unpack_from
@@ -97,6 +102,13 @@ class CallStarted(Event, frozen=True, gc=False):
     path: str
     encoding: str
     timeout: float | None
+
+
+class MessageBegan(Event, frozen=True, gc=False):
+    """The first part of a large message has come; ``size`` is what all of it takes, in bytes."""
+
+    stream_id: int
+    size: int
 
 
 class MessageReceived(Event, frozen=True, gc=False):
@@ -222,6 +234,25 @@ class GrpcServerConnection(Http2Server):
         """Stop a call at once, both ways; NO_ERROR is for one whose end was sent."""
         self.reset(stream_id, code)
 
+    def break_off(self, stream_id: int, status: Status, reason: str) -> list[Event]:
+        """End a call whose peer broke a limit of its owner's; nothing more of it is read.
+
+        Returns:
+            What to act on, as of `receive_data`.
+        """
+        events: list[Event] = []
+        call = self._streams.get(stream_id)
+        if call is not None:
+            self._fail(cast(_Call, call), status, reason, events)
+        return events
+
+    def message_left(self, stream_id: int) -> int:
+        """Bytes still to come of the message under way on a call; 0 if there is none."""
+        call = cast(_Call | None, self._streams.get(stream_id))
+        if call is None or call.body is None or call.wanted < 0:
+            return 0
+        return call.wanted - len(call.body)
+
     def pause_call(self, stream_id: int) -> None:
         """Let the peer send no more on this call than its window allows now."""
         self.pause(stream_id)
@@ -292,6 +323,8 @@ class GrpcServerConnection(Http2Server):
                 call.compressed = flag == 1
                 call.wanted = size
                 call.body = bytearray(data[at:stop])
+                if size > LARGE_BYTES:
+                    events.append(MessageBegan(call.stream_id, size))
                 return
             events.append(MessageReceived(call.stream_id, flag == 1, data[at:end]))
             at = end
@@ -316,6 +349,8 @@ class GrpcServerConnection(Http2Server):
             call.compressed = flag == 1
             call.wanted = size
             body.clear()
+            if size > LARGE_BYTES and size > stop - at:
+                events.append(MessageBegan(call.stream_id, size))
         more = min(call.wanted - len(body), stop - at)
         body += data if more == len(data) else data[at : at + more]
         if len(body) == call.wanted:

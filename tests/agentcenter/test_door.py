@@ -265,3 +265,47 @@ def test_closing_the_door_resets_who_waits() -> None:
     house.door.close()
     assert (silent.reset, shaking.reset, done.reset) == (True, True, False)
     assert house.door.refused == {"stopping": 2}
+
+
+PROXY = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"
+PROXY += bytes([192, 0, 2, 7, 10, 0, 0, 1]) + b"\x9c\x40\x1a\x5f"
+
+
+def test_peer_behind_a_proxy() -> None:
+    """Its address is the one that the proxy tells; what follows the header is TLS."""
+    house = House(proxy_networks=("10.1.0.0/16",))
+    wire = house.dial("10.1.0.1")
+    entry: Any = wire.protocol
+    for at in range(len(PROXY)):
+        entry.dataReceived(PROXY[at : at + 1])
+    assert wire.protocol is entry  # nothing of its own has come
+    assert wire.producerState == "producing"
+    entry.dataReceived(b"P")
+    assert house.links[-1].peer == ("192.0.2.7", 40000)
+    house.dial("10.1.0.1", PROXY + b"PRI")
+    assert house.links[-1].peer == ("192.0.2.7", 40000)
+
+
+def test_proxy_without_a_header_is_refused() -> None:
+    """Else all agents behind it would share one address, and replace each other."""
+    house = House(proxy_networks=("10.1.0.0/16",))
+    assert house.dial("10.1.0.1", b"\x16\x03\x01").reset
+    assert house.door.refused == {"proxy": 1}
+
+
+def test_header_from_elsewhere_is_broken_tls() -> None:
+    """Nobody but a proxy says who the peer is."""
+    house = House(proxy_networks=("10.1.0.0/16",))
+    house.dial("10.2.0.1", PROXY)
+    assert house.links[-1].peer == ("10.2.0.1", 40000)
+
+
+def test_health_check_of_a_proxy() -> None:
+    """It speaks for itself, and has the proxy's own address."""
+    house = House(proxy_networks=("10.1.0.0/16",))
+    local = PROXY[:12] + b"\x20\x00\x00\x00"
+    wire = house.dial("10.1.0.1", local)
+    assert not wire.reset
+    entry: Any = wire.protocol
+    entry.dataReceived(b"P")
+    assert house.links[-1].peer == ("10.1.0.1", 40000)

@@ -19,6 +19,7 @@ from elkeid.wire.grpc import (
     ErrorCode,
     GrpcServerConnection,
     HalfClosed,
+    MessageBegan,
     MessageReceived,
     Progress,
     SendQueueFull,
@@ -73,7 +74,8 @@ def test_pieces_of_any_size(size: int) -> None:
 
     told = []
     for at in range(0, len(sent), size):
-        told += connection.receive_data(sent[at : at + size])
+        events = connection.receive_data(sent[at : at + size])
+        told += [each for each in events if not isinstance(each, MessageBegan)]
 
     assert told == [
         STARTED,
@@ -105,10 +107,45 @@ def test_messages_across_frames_and_reads(
     told, at, turn = [], 0, 0
     while at < len(sent):
         size = in_reads[turn % len(in_reads)]
-        told += connection.receive_data(sent[at : at + size])
+        events = connection.receive_data(sent[at : at + size])
+        told += [each for each in events if not isinstance(each, MessageBegan)]
         at, turn = at + size, turn + 1
 
     assert told == [STARTED, *[MessageReceived(1, False, body) for body in bodies]]
+
+
+def test_large_message_is_announced_once() -> None:
+    """Before most of it has come, with its whole size, unless it is there at once."""
+    connection = greeted(ConnectionLimits(message_bytes=MiB))
+    connection.receive_data(headers(1))
+    stream = message(bytes(20_000))
+
+    assert connection.receive_data(data(1, stream[:3])) == []
+    assert connection.receive_data(data(1, stream[3:9])) == [MessageBegan(1, 20_000)]
+    assert connection.message_left(1) == 19_996
+    assert connection.receive_data(data(1, stream[9:16_000])) == []
+    assert connection.receive_data(data(1, stream[16_000:])) == [
+        MessageReceived(1, False, bytes(20_000))
+    ]
+    assert connection.receive_data(data(1, stream[:9_000])) == [MessageBegan(1, 20_000)]
+    assert connection.receive_data(data(1, stream[9_000:]))
+    small = message(bytes(16_000))
+    assert connection.receive_data(data(1, small[:9_000])) == []
+    assert connection.message_left(3) == 0
+
+
+def test_half_message_that_its_owner_breaks_off() -> None:
+    """The call ends with the status, what still comes is not kept."""
+    client = Client()
+    client.exchange()
+    client.wire.send_data(1, message(bytes(20_000))[:9_000])
+    client.exchange()
+
+    assert client.server.break_off(1, Status.RESOURCE_EXHAUSTED, "too slow") == [
+        CallCancelled(1, 0, Status.RESOURCE_EXHAUSTED, "too slow")
+    ]
+    assert client.server.message_left(1) == 0
+    assert client.server.break_off(1, Status.RESOURCE_EXHAUSTED, "again") == []
 
 
 def test_largest_message() -> None:
@@ -123,7 +160,7 @@ def test_largest_message() -> None:
     for at in range(0, len(stream), 16_384):
         told += connection.receive_data(data(1, stream[at : at + 16_384]))
 
-    assert told == [MessageReceived(1, False, body)]
+    assert told == [MessageBegan(1, MiB), MessageReceived(1, False, body)]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +266,7 @@ def test_ended_call_is_read_on() -> None:
     client.exchange()
     client.server.end_call(1, Status.ABORTED, "later", keep_reading=True)
     up = data(1, message(b"x" * 100_000)[:16_000])
-    assert client.server.receive_data(up) == []
+    assert client.server.receive_data(up) == [MessageBegan(1, 100_000)]
     for at in range(16_000, 100_005, 16_000):
         told = client.server.receive_data(data(1, message(b"x" * 100_000)[at : at + 16_000]))
     assert told == [MessageReceived(1, False, b"x" * 100_000)]
