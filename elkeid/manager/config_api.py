@@ -72,12 +72,20 @@ class ConfigRoutes:
         store: open.
         drops: told when an operator confirms.
         wall: seconds since the epoch.
+        announce: tells gateways that what hosts shall run has changed.
     """
 
     routes = Routes("/api/v1/agent", auth=AuthKind.TOKEN)
 
-    def __init__(self, store: Store, drops: DropGuard, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        drops: DropGuard,
+        wall: Callable[[], float],
+        announce: Callable[[], None],
+    ) -> None:
         self._store, self._drops, self._wall = store, drops, wall
+        self._announce = announce
 
     @routes.get(
         "/getDefaultConfig",
@@ -100,7 +108,7 @@ class ConfigRoutes:
         summary="Store what every host shall run",
     )
     async def store(self, call: Call[None, DefaultConfig]) -> object:
-        """Hosts get it when they connect next."""
+        """Connected hosts get it at once, others when they connect next."""
         asked = call.body
         names = [item.name for item in asked.config]
         twice = next((name for name in names if names.count(name) > 1), None)
@@ -119,6 +127,7 @@ class ConfigRoutes:
         )
         if asked.confirm_drops:
             self._drops.confirmed()
+        self._announce()
         return DefaultConfigEcho(
             "agent_config", 0, stored.items, stored.created_at, stored.updated_at
         )

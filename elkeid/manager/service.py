@@ -14,6 +14,7 @@ from twisted.web.iweb import IAgent
 
 from elkeid.config import Settings, is_loopback
 from elkeid.discovery.client import DiscoveryClient
+from elkeid.discovery.registry import Record
 from elkeid.keys import Keys
 from elkeid.manager.access import Access
 from elkeid.manager.acpoll import AC_NAME, AcPoll
@@ -24,6 +25,7 @@ from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
+from elkeid.manager.news import ConfigNews
 from elkeid.manager.passwords import HASHER, Passwords
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.engine import Database, default_url
@@ -104,11 +106,13 @@ class ManagerRole:
             store_pending=lambda: self.store.pending,
             skews=lambda: dict(self.polls.skews()),
         )
+        ac_http = JsonClient(
+            reactor, ac_agent or http_agent(reactor, https_policy(keys)), wall, credentials
+        )
+        self.news = ConfigNews(reactor, ac_http)
         self.polls = AcPoll(
             reactor,
-            JsonClient(
-                reactor, ac_agent or http_agent(reactor, https_policy(keys)), wall, credentials
-            ),
+            ac_http,
             self.agents,
             self.metrics,
             poll_seconds=manager.poll_seconds,
@@ -137,7 +141,7 @@ class ManagerRole:
         groups = [
             UserRoutes(self.access, self.metrics),
             AgentRoutes(self.agents),
-            ConfigRoutes(self.store, drops, wall),
+            ConfigRoutes(self.store, drops, wall, self.news.announce),
             DownloadRoutes(self.uploads),
             *inner,
         ]
@@ -179,7 +183,11 @@ class ManagerRole:
         self.discovery.register(
             NAME, self._settings.advertised("manager"), manager.port, lambda: (0, None)
         )
-        self.discovery.watch(AC_NAME, self.polls.changed)
+        self.discovery.watch(AC_NAME, self._gateways_changed)
+
+    def _gateways_changed(self, records: list[Record]) -> None:
+        self.polls.changed(records)
+        self.news.changed(records)
 
     def _open(self, api: Api, port: int, setting: str, tls: Any) -> None:
         site = FaceSite(api, self._reactor, spool_dir=self.uploads.folder)
@@ -195,6 +203,7 @@ class ManagerRole:
             await maybeDeferred(port.stopListening)
         for site in self._sites:
             site.close()
+        self.news.stop()
         await self.polls.stop()
         await self.access.stop()
         await self.store.close()

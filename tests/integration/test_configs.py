@@ -168,8 +168,8 @@ def test_last_known_config(tmp_path: Path) -> None:
             assert all(config["versions"] == versions for config in b.configs())
 
 
-def test_refresh(tmp_path: Path) -> None:
-    """What changes at the Manager reaches connected hosts when their gateway is told so."""
+def test_new_config_reaches_connected_hosts(tmp_path: Path) -> None:
+    """What an operator stores reaches hosts that are connected; anybody may ask for it again."""
     with server_in(tmp_path) as (_, ports):
         keys = tmp_path / "keys"
         gateway = Gateway(keys, ports[1])
@@ -181,6 +181,6 @@ def test_refresh(tmp_path: Path) -> None:
                 "/agent/updateDefaultConfig",
                 json.dumps({"type": "agent_config", "config": CONFIG}).encode(),
             )
+            eventually(lambda: gateway.sources() == {"manager"})
             answer = gateway.ask("POST", "/config/refresh", {"agent_ids": None})
             assert answer["data"] == {"count": 3}
-            eventually(lambda: gateway.sources() == {"manager"})
