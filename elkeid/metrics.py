@@ -373,6 +373,7 @@ class GatewayFigures:
     ended: Mapping[str, int]  # calls by gRPC status
     unidentified: int
     bad_heartbeats: int
+    lost_before: Mapping[str, int]  # records lost by agents, by where; an estimate
     replaced: int
     hands_changed: int
     conflicts: int
@@ -425,6 +426,13 @@ class AgentCenterMetrics(Collector):
         ended = {(status,): count for status, count in now.ended.items()}
         yield _exact(
             "elkeid_ac_calls_ended_total", "Calls ended by us, by gRPC status", ("status",), ended
+        )
+        lost_before = {(where,): count for where, count in now.lost_before.items()}
+        yield _exact(
+            "elkeid_ac_agents_lost_records_total",
+            "Records that agents lost before they got here, estimated from their counters",
+            ("where",),
+            lost_before,
         )
         for name, text, value in (
             ("unidentified_total", "Streams of agents without an id", now.unidentified),

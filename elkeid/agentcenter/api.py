@@ -54,6 +54,7 @@ def status_of(agent: Agent) -> dict[str, Any]:
             last_heartbeat_time=agent.heartbeat_at,
         )
         info["config"] = (agent.config or ConfigState()).shown()
+        info |= agent.stream.arrivals.shown()
     return {
         "agent_info": info,
         "plugins_info": [plugin_info(body, at) for body, at in agent.plugins.values()],
@@ -108,5 +109,10 @@ class ConnectionRoutes:
 
     @routes.get("/ledger", answer=dict[str, Any], summary="What was read, kept, dropped and taken")
     async def ledger(self, call: Call) -> object:
-        """Per class: read, appended, dropped by reason, and each reader's progress."""
-        return self._ledger()
+        """Per class: read, appended, dropped by reason, and each reader's progress.
+
+        Beside it stands what agents lost before it got here, by their own counters.
+        """
+        arrivals = self._gateway.arrivals
+        lost = {"dropped_in_buffer": arrivals.dropped, "lost_in_flight": arrivals.in_flight}
+        return Enveloped(self._ledger(), {"before_reading": lost})

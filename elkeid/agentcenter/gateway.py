@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from elkeid.agentcenter.arrivals import ArrivalBook
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.farewell import Farewell
 from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
@@ -95,7 +96,8 @@ class Gateway:
         self.held_elsewhere: list[Callable[[], int]] = []  # bytes in other parts' queues
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
-        self._followers: list[Follower] = []
+        self.arrivals = ArrivalBook(monotonic)
+        self._followers: list[Follower] = [self.arrivals]
         self.links: set[AgentLink] = set()
         self.turns_away: Callable[[], bool] = lambda: False  # full, and others have room
         self.streams = 0  # Transfer calls that hold a place under connection_limit

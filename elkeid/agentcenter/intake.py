@@ -6,6 +6,7 @@ This is the hot path: one call a batch, and nothing per record unless a rate is 
 from collections.abc import Callable
 from typing import Protocol
 
+from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.rates import ClassBudget
 from elkeid.config import AgentCenterSettings
@@ -33,6 +34,7 @@ class Log(Protocol):
 class Sender(Protocol):
     """What the intake keeps per stream."""
 
+    arrivals: Arrivals
     budget: ClassBudget | None
     dropped: int
     header: Header | None
@@ -71,7 +73,8 @@ class Intake:
             How many control records its rate let pass.
         """
         passed = 0
-        suffix = encode_suffix(header, self._wall(), sender.tags)
+        now = self._wall()
+        suffix = encode_suffix(header, now, sender.tags)
         for cls, count, region in packet.runs:
             if cls is TELEMETRY:
                 self._log.append(TELEMETRY, count, suffix, region)
@@ -81,6 +84,7 @@ class Intake:
                 self._append_logs(sender, count, suffix, region)
         counters = self._counters
         counters.records += packet.count
+        sender.arrivals.take(packet.counts, packet.count, now)
         types = counters.data_types
         for data_type, count in packet.counts.items():
             types[data_type if 0 <= data_type < DATA_TYPE_LIMIT else -1] += count

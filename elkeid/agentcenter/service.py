@@ -310,6 +310,10 @@ class AgentCenterRole:
             ended={str(int(status)): count for status, count in counters.statuses.items()},
             unidentified=counters.unidentified,
             bad_heartbeats=counters.bad_heartbeats,
+            lost_before={
+                "buffer": gateway.arrivals.dropped,
+                "flight": gateway.arrivals.in_flight,
+            },
             replaced=table.replaced,
             hands_changed=table.hands_changed,
             conflicts=table.conflicts,

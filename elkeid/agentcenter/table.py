@@ -17,6 +17,7 @@ from typing import Protocol
 
 from attrs import frozen
 
+from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.configs import ConfigState
 from elkeid.wire.rawdata import Header
 
@@ -30,6 +31,7 @@ class Holder(Protocol):
     peer_host: str
     peer_addr: str
     tags: bytes  # of the agent, joined by commas
+    arrivals: Arrivals  # what came of the agent
 
 
 class Claim(Enum):

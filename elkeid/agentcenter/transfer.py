@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, HEARTBEATS, PLUGIN_LIMIT
 from elkeid.agentcenter.identity import (
     DERIVED_PREFIX,
@@ -71,6 +72,7 @@ class TransferStream:
         "_wire_id",
         "admitted",
         "agent_id",
+        "arrivals",
         "budget",
         "complained",
         "dropped",
@@ -102,6 +104,7 @@ class TransferStream:
         self.complained = False  # the log has a line about its heartbeats
         self.dropped = 0  # records of this stream above its rates
         self.tags = b""
+        self.arrivals = Arrivals()
         self._held: list[tuple[Header, Packet]] | None = None  # batches that wait for tags
         self._held_bytes = 0
         self._half_closed = False  # meanwhile

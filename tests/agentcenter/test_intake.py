@@ -1,8 +1,9 @@
 """What becomes of a batch's records: classes, rates, order."""
 
-from attrs import Factory, define
+from attrs import Factory, define, field
 from twisted.internet.task import Clock
 
+from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.intake import DATA_TYPE_LIMIT, Intake
 from elkeid.agentcenter.rates import ClassBudget
@@ -34,6 +35,7 @@ class MemoryLog:
 
 @define
 class Sender:
+    arrivals: Arrivals = field(factory=Arrivals)
     budget: ClassBudget | None = None
     dropped: int = 0
     header: Header | None = None
