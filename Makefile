@@ -4,6 +4,8 @@
 #   make test    set up, run all tests (more of them after `make tools`)
 #   make lint    code style            make types   static types
 #   make bench   measurements          make tools   Go programs that some tests and bench use
+#   make kafka   a Kafka broker on loopback, in the foreground (Java 17 and Maven;
+#                `make kafka-jars` only fetches it, for tests)
 #   make soak    the long fault tests  make clean   remove what was built; keys and data stay
 
 SHELL := /bin/sh
@@ -22,7 +24,7 @@ WITH_TOOLS := PATH="$(CURDIR)/$(TOOLS):$$PATH"
 # The newest that the Go module proxy serves.
 H2SPEC := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
 
-.PHONY: run test soak lint types bench tools clean
+.PHONY: run test soak lint types bench tools kafka kafka-jars clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -71,6 +73,20 @@ tools:
 	@mkdir -p $(TOOLS)
 	cd tests/grpcgo && go build -o "$(CURDIR)/$(TOOLS)/" ./...
 	@test -x $(TOOLS)/h2spec || GOBIN="$(CURDIR)/$(TOOLS)" go install $(H2SPEC)
+
+kafka: $(VENV)/.installed-test kafka-jars
+	@exec $(BIN)/python -m tests.integration.kafka_cluster
+
+kafka-jars: .tools/kafka/.complete
+
+.tools/kafka/.complete: tests/integration/kafka.pom.xml
+	@command -v mvn >/dev/null 2>&1 && command -v java >/dev/null 2>&1 || { echo "Kafka needs" \
+		"Java 17 or later, and Maven to fetch it: install them (on Debian and Ubuntu: apt-get" \
+		"install openjdk-17-jre-headless maven)" >&2; exit 1; }
+	@echo "Fetching Kafka's jars ..."
+	@mvn -q -B -f tests/integration/kafka.pom.xml dependency:copy-dependencies \
+		-DincludeScope=runtime -DoutputDirectory="$(CURDIR)/.tools/kafka/libs"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .tools build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ setup(
         "cryptography>=44",
         "txaio>=23.6",
         "autobahn>=24.4",
-        "kafka-python>=2.2",
+        "kafka-python>=3.0.12,<3.1",
         "hpack>=4.1,<5",
         "cramjam>=2.10,<3",
         "crc32c>=2.7",

@@ -25,6 +25,10 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?!\d+\Z){_LABEL}\Z", re.ASCII)
 _SQLITE_URL = re.compile(r"sqlite:///(?!:memory:)[^?]+\Z")
 _READER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
+
+KAFKA_READER = "kafka"
+"""The event log's reader that feeds Kafka; in ``eventlog.readers`` whenever brokers are set."""
 
 
 def between(low: float, high: float, *kinds: type) -> _Check:
@@ -155,6 +159,32 @@ def reader_names(_: object, __: object, value: Any) -> None:
         isinstance(v, str) and _READER_NAME.match(v) for v in value
     ):
         raise ValueError("must be a list of names of a-z, 0-9, _ and -, at most 63 characters")
+
+
+def broker_list(_: object, __: object, value: Any) -> None:
+    """Accept a list of ``host:port``, which may be empty."""
+    if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+        raise ValueError('must be a list of "host:port"')
+    for each in value:
+        split_endpoint(each)
+
+
+def topic_name(_: object, __: object, value: Any) -> None:
+    """Accept a name that Kafka accepts for a topic."""
+    if not isinstance(value, str) or not _TOPIC.match(value) or value in (".", ".."):
+        raise ValueError("must be 1 to 249 of a-z, A-Z, 0-9, dot, _ and -")
+
+
+def a_text(_: object, __: object, value: Any) -> None:
+    """Accept a non-empty string, or none at all."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError("must be a non-empty string")
+
+
+def optional_path(_: object, attribute: Any, value: Any) -> None:
+    """Accept a non-empty path, or none at all."""
+    if value is not None:
+        a_path(_, attribute, value)
 
 
 def sqlite_url(_: object, __: object, value: Any) -> None:
@@ -321,6 +351,27 @@ class EventLogSettings:
 
 
 @frozen(kw_only=True)
+class KafkaSettings:
+    """``[kafka]``: where records go besides the event log."""
+
+    brokers: tuple[str, ...] = field(default=(), validator=broker_list)  # none: no Kafka
+    topic: str = field(default="hids_svr", validator=topic_name)
+    compression: str = field(
+        default="none", validator=one_of("none", "gzip", "snappy", "lz4", "zstd")
+    )
+    security_protocol: str = field(
+        default="PLAINTEXT", validator=one_of("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+    )
+    sasl_mechanism: str = field(
+        default="PLAIN", validator=one_of("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+    )
+    sasl_username: str | None = field(default=None, validator=a_text)
+    sasl_password_file: Path | None = field(default=None, validator=optional_path)
+    ca_file: Path | None = field(default=None, validator=optional_path)  # None: the system's
+    dead_letters_bytes: int = _number(256 * MiB, MiB, 1 << 50)  # on disk, the oldest go first
+
+
+@frozen(kw_only=True)
 class Settings:
     """All sections; what a process is started with."""
 
@@ -329,6 +380,7 @@ class Settings:
     discovery: DiscoverySettings = Factory(DiscoverySettings)
     manager: ManagerSettings = Factory(ManagerSettings)
     eventlog: EventLogSettings = Factory(EventLogSettings)
+    kafka: KafkaSettings = Factory(KafkaSettings)
 
     def advertised(self, role: str) -> str:
         """The address others dial to reach ``role``: ``agentcenter``, ``discovery``, ``manager``.
@@ -364,7 +416,7 @@ def _section(name: str, kind: type, values: object, faults: list[str]) -> Any:
             continue
         if isinstance(value, list):
             value = tuple(value)
-        if key.endswith("_dir"):
+        if key.endswith(("_dir", "_file")):
             value = Path(value) if isinstance(value, str) and value else value
         try:
             if attribute.validator is not None:
@@ -439,6 +491,13 @@ def _contradictions(settings: Settings) -> list[str]:
             "agentcenter.memory_bytes: must not be below message_bytes and decompressed_bytes "
             "together, or the largest message could never come in"
         )
+    kafka = settings.kafka
+    if kafka.security_protocol.startswith("SASL_"):
+        faults += [
+            f"kafka.{key}: required with kafka.security_protocol = {kafka.security_protocol}"
+            for key in ("sasl_username", "sasl_password_file")
+            if getattr(kafka, key) is None
+        ]
     return faults
 
 
@@ -467,8 +526,17 @@ def parse(raw: Mapping[str, object], base: Path) -> Settings:
     server, database = settings.server, settings.manager.database
     if database is not None:  # an absolute path stays what it is
         database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
+    kafka, eventlog = settings.kafka, settings.eventlog
+    if kafka.brokers and KAFKA_READER not in eventlog.readers:
+        eventlog = evolve(eventlog, readers=(*eventlog.readers, KAFKA_READER))
     return evolve(
         settings,
+        eventlog=eventlog,
+        kafka=evolve(
+            kafka,
+            sasl_password_file=kafka.sasl_password_file and base / kafka.sasl_password_file,
+            ca_file=kafka.ca_file and base / kafka.ca_file,
+        ),
         server=evolve(server, data_dir=base / server.data_dir, keys_dir=base / server.keys_dir),
         manager=evolve(settings.manager, database=database),
     )

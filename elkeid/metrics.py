@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 
@@ -574,6 +574,84 @@ class ResultMetrics(Collector):
             ("shortened", "Task results too large to be sent whole", now.shortened),
         ):
             yield _exact(f"elkeid_ac_results_{name}_total", text, (), {(): value})
+
+
+@frozen(kw_only=True)
+class KafkaFigures:
+    """What the bridge to Kafka shows at one moment; totals count since the start of the process
+    where nothing else is said.
+    """
+
+    connected: bool
+    partitions: int  # of the topic
+    held: int  # of them, held back alone
+    acknowledged: Mapping[str, int]  # records by class, over all runs, as the next
+    set_aside: Mapping[str, int]
+    lag_seconds: float  # age of the oldest record that is read and not acknowledged
+    retries: int  # batches sent again by the client, which brokers recognise
+    repeats: Mapping[str, int]  # by cause, over all runs: events after which records may come twice
+    refusals: Mapping[str, int]  # batches by the brokers' reason
+    dead_letters: Mapping[str, int]  # records by reason
+    batches: int
+    bytes: int  # on the wire
+    batch_limit: int
+    ack_bounds: tuple[float, ...]  # seconds
+    ack_records: tuple[int, ...]  # in each bucket, one more than there are bounds
+    ack_sum: float
+
+
+class KafkaMetrics(Collector):
+    """What the bridge counts, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], KafkaFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of the bridge."""
+        now = self._read()
+        for name, text, value in (
+            ("connected", "Whether brokers are connected", float(now.connected)),
+            ("partitions", "Partitions of the topic", now.partitions),
+            ("partitions_held", "Partitions whose records wait alone", now.held),
+            ("lag_seconds", "Age of the oldest record read and not acknowledged", now.lag_seconds),
+            ("batch_limit_bytes", "Largest batch that is made", now.batch_limit),
+        ):
+            yield _gauge(f"elkeid_kafka_{name}", text, value)
+        for name, text, label, counts in (
+            ("acknowledged", "Records acknowledged", "class", now.acknowledged),
+            ("set_aside", "Records in the dead letters", "class", now.set_aside),
+            ("dead_letters", "Records set aside", "reason", now.dead_letters),
+            ("refusals", "Batches refused", "reason", now.refusals),
+            ("repeats", "Events after which records may come twice", "cause", now.repeats),
+        ):
+            values = {(key,): count for key, count in counts.items()}
+            yield _exact(f"elkeid_kafka_{name}_total", text, (label,), values)
+        for name, text, count in (
+            ("retries", "Batches sent again by the client", now.retries),
+            ("batches", "Batches made", now.batches),
+            ("bytes", "Bytes of batches", now.bytes),
+        ):
+            yield _exact(f"elkeid_kafka_{name}_total", text, (), {(): count})
+        buckets, total = [], 0
+        for bound, count in zip((*now.ack_bounds, float("inf")), now.ack_records, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+        yield HistogramMetricFamily(
+            "elkeid_kafka_ack_seconds",
+            "From a record's arrival to its acknowledgement",
+            buckets=buckets,
+            sum_value=now.ack_sum,
+        )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

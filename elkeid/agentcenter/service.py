@@ -39,6 +39,7 @@ from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
+from elkeid.kafka.service import KafkaFeed
 from elkeid.keys import Keys
 from elkeid.metrics import (
     AgentCenterMetrics,
@@ -149,6 +150,12 @@ class AgentCenterRole:
             close_port=self.door.close,
             clock=reactor,
         )
+        self._kafka: KafkaFeed | None = None
+        if settings.kafka.brokers:
+            directory = self.log_directory(settings)
+            self._kafka = KafkaFeed(
+                settings.kafka, directory, self.event_log, self.registry, self._in_thread
+            )
         self._api_port: IListeningPort | None = None
         self._site: FaceSite | None = None
         self._registered = False
@@ -177,6 +184,8 @@ class AgentCenterRole:
         settings = self._settings.agentcenter
         self._pool.start()
         await self.event_log.open()
+        if self._kafka is not None:
+            self._kafka.start()
         check = SignatureCheck(self._keys.aksk, time.time)
         SignedRequestMetrics(self.registry, check.seen.figures)
         await self.results.open()
@@ -264,6 +273,8 @@ class AgentCenterRole:
             if self._site is not None:
                 self._site.close()
             try:
+                if self._kafka is not None:
+                    await self._kafka.stop()
                 await self.event_log.close()
                 await self.results.stop()
                 await self.tags.stop()

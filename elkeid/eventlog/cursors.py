@@ -2,7 +2,9 @@
 
 A cursor file holds two lines: JSON, and the CRC-32C of it in hex. Per class it keeps where the
 reader stands and how it came there; at every moment
-``position = acknowledged + set_aside + sum(expired)``.
+``position + ahead = acknowledged + set_aside + sum(expired)``. Only a reader with progress per
+partition (`elkeid.kafka`) is ever ahead of its position: what a partition holds back is in
+``held``, and everything else before `ClassCursor.read_to` is dealt with.
 A reader starts at the oldest record there is; what was before that is its ``expired{before}``.
 """
 
@@ -34,6 +36,10 @@ class ClassCursor(msgspec.Struct):
     acknowledged: int = 0
     set_aside: int = 0
     expired: dict[str, int] = {}
+    ahead: int = 0  # records from the position on that are dealt with nevertheless
+    held: dict[str, tuple[int, int]] = {}
+    """Partition -> offset of its first record that is not dealt with, and their number."""
+    partitions: int = 0  # how many there were when ``held`` was written
 
     def expire(self, reason: str, count: int) -> None:
         """Move past records that can no longer be had."""
@@ -54,7 +60,22 @@ class ClassCursor(msgspec.Struct):
     def balanced(self) -> bool:
         """Whether the counts add up, as they do in any file we wrote."""
         counts = (self.acknowledged, self.set_aside, *self.expired.values())
-        return min(counts) >= 0 and sum(counts) == self.position
+        held = self.held.values()
+        return (
+            min(*counts, self.ahead, *(count for _, count in held)) >= 0
+            and sum(counts) == self.position + self.ahead
+            and all(offset >= self.position for offset, _ in held)
+        )
+
+    @property
+    def owed(self) -> int:
+        """Records before `read_to` that are not dealt with."""
+        return sum(count for _, count in self.held.values())
+
+    @property
+    def read_to(self) -> int:
+        """Offset before which everything is dealt with or in ``held``."""
+        return self.position + self.ahead + self.owed
 
 
 class Cursor(msgspec.Struct):
@@ -63,6 +84,8 @@ class Cursor(msgspec.Struct):
     format: int = CURSOR_VERSION
     used_ms: int = 0  # when it was last saved, milliseconds since the epoch
     classes: dict[str, ClassCursor] = {}
+    clean: bool = True  # nothing was under way when this was saved
+    repeats: dict[str, int] = {}  # by cause: events after which records may have come twice
 
     def stale(self, now_ms: int) -> bool:
         """Say whether it has been unused for too long to be kept for an ad-hoc reader."""
@@ -218,7 +241,7 @@ def furthest_position(cursors: dict[str, Cursor], record_class: RecordClass) -> 
     """The furthest position of any reader in a class: no offset below may be given out again."""
     return max(
         (
-            each.classes[record_class.label].position
+            each.classes[record_class.label].read_to
             for each in cursors.values()
             if record_class.label in each.classes
         ),

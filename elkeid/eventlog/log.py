@@ -29,7 +29,9 @@ from elkeid.eventlog.cursors import (
 )
 from elkeid.eventlog.files import FileOperations, Space, lock_file, sync_directory
 from elkeid.eventlog.format import pack_entry
+from elkeid.eventlog.ledger import Ledger, class_account
 from elkeid.eventlog.recovery import Recovered, check_versions, recover
+from elkeid.eventlog.wakeup import Wakeup
 from elkeid.wire.datatypes import RecordClass
 
 MAX_BUFFER_BYTES = 8 * MiB
@@ -151,6 +153,7 @@ class EventLog:
         self._min_free = 0
         # Looks at free space until the spent reserve can be back: the first may be an old one.
         self._reserve_rounds = 0
+        self.wakeups: list[Wakeup] = []  # of readers in other threads of this process
         self.failures = 0  # commits that lost something, to tell whether a span of time had one
         # Commits what must be on disk no later than this log's records; tells whether all is.
         self.before_commit: Callable[[], bool] | None = None
@@ -334,6 +337,8 @@ class EventLog:
                 touched = True
         if not whole:
             self.failures += 1
+        for wakeup in self.wakeups:
+            wakeup.committed()
         if touched and self._sync_call is None:
             self._sync_call = self._clock.callLater(self._settings.fsync, self._sync_due)
         return whole
@@ -570,7 +575,7 @@ class EventLog:
 
     # -- figures
 
-    def ledger(self) -> dict[str, dict[str, Any]]:
+    def ledger(self) -> Ledger:
         """Where every record went, by class label; what is buffered is committed first.
 
         Returns:
@@ -583,15 +588,9 @@ class EventLog:
         with contextlib.suppress(OSError, OperatorError):
             self._cursors = read_cursors(self._directory)[0]
         return {
-            log.record_class.label: {
-                "read": log.read,
-                "appended": log.state.next_offset,
-                "dropped": dict(log.state.dropped),
-                "readers": {
-                    name: _reader_account(log, cursor)
-                    for name, cursor in sorted(self._cursors.items())
-                },
-            }
+            log.record_class.label: class_account(
+                log.record_class.label, log.state, log.read, log.oldest_offset, self._cursors
+            )
             for log in self._logs
         }
 
@@ -651,18 +650,3 @@ def _fill_reserve(files: FileOperations, path: Path) -> None:
         files.ftruncate(fd, 0)
     finally:
         files.close(fd)
-
-
-def _reader_account(log: ClassLog, cursor: Cursor) -> dict[str, Any]:
-    """A reader's part of the ledger for one class."""
-    place = cursor.classes.get(log.record_class.label, ClassCursor())
-    expired = dict(place.expired)
-    start = max(place.position, log.oldest_offset)
-    for reason, count in log.state.expired(place.position, start).items():
-        expired[reason] = expired.get(reason, 0) + count
-    return {
-        "acknowledged": place.acknowledged,
-        "set_aside": place.set_aside,
-        "waiting": log.state.next_offset - start,
-        "expired": expired,
-    }

@@ -36,7 +36,7 @@ Extent = Mapping[RecordClass, tuple[SegmentName, int]]
 
 
 @define
-class _Gap:
+class Gap:
     """Records that cannot be had."""
 
     start: int
@@ -44,7 +44,7 @@ class _Gap:
     reason: str
 
 
-class _ClassReader:
+class ClassReader:
     """Reads one class from an offset on.
 
     Args:
@@ -58,7 +58,7 @@ class _ClassReader:
     def __init__(self, directory: Path, record_class: RecordClass, position: int) -> None:
         self._directory, self.record_class = directory, record_class
         self.position = position  # offset after the last record that was returned
-        self.gaps: list[_Gap] = []  # in order, not yet accounted for
+        self.gaps: list[Gap] = []  # in order, not yet accounted for
         self.damaged_bytes = 0
         self._damage_since_frame = False
         self._segment: SegmentReader | None = None
@@ -120,7 +120,7 @@ class _ClassReader:
         self._damage_since_frame = False
         start, self.position = self.position, header.end_offset
         if header.first_offset < start:
-            entries = [_cut(each, start) for each in entries if each.end_offset > start]
+            entries = [cut_entry(each, start) for each in entries if each.end_offset > start]
         return entries
 
     def _note_gap(self, end: int, otherwise: str) -> None:
@@ -140,7 +140,7 @@ class _ClassReader:
             end=end - 1,
             reason=reason,
         )
-        self.gaps.append(_Gap(self.position, end, reason))
+        self.gaps.append(Gap(self.position, end, reason))
         self.position = end
 
     def _open_at_position(self) -> bool:
@@ -170,7 +170,7 @@ class _ClassReader:
         return next((each for each in list_segments(self._directory) if each > name), None)
 
 
-def _cut(entry: Entry, start: int) -> Entry:
+def cut_entry(entry: Entry, start: int) -> Entry:
     """Leave the records before ``start`` out of an entry."""
     skip = start - entry.first_offset
     if skip <= 0:
@@ -214,14 +214,15 @@ class LogReader:
         self._directory, self._name, self._wall = directory, name, wall
         self._files = FileOperations() if files is None else files
         self._held: int | None = None
-        if not directory.is_dir():
-            raise OperatorError(
-                f"{directory}: there is no event log; start the server first, "
-                "or name its settings file with --config"
-            )
-        cursor = None if name is None else self._take(name, kept)
+        cursor = None
+        if name is not None:
+            self._held, cursor = take_place(directory, name)
+            if cursor is not None and not kept and cursor.stale(int(wall() * 1000)):
+                cursor = None
+        elif not directory.is_dir():
+            raise _no_log(directory)
         self._cursor = cursor or Cursor()
-        self._readers: dict[RecordClass, _ClassReader] = {}
+        self._readers: dict[RecordClass, ClassReader] = {}
         self._ready: dict[RecordClass, deque[Entry]] = {each: deque() for each in RecordClass}
         try:
             for each in RecordClass:
@@ -232,35 +233,12 @@ class LogReader:
                     oldest = oldest_offset(folder)
                     if oldest:
                         place.expire("before", oldest)
-                self._readers[each] = _ClassReader(folder, each, place.position)
+                self._readers[each] = ClassReader(folder, each, place.position)
             if name is not None and cursor is None:
                 self.save()  # from now on the ledger shows it
         except BaseException:
             self.close()
             raise
-
-    def _take(self, name: str, kept: bool) -> Cursor | None:
-        check_name(name)
-        self._held = lock_reader(self._directory, name)
-        if self._held is None:
-            raise OperatorError(
-                f"reader {name!r}: another process reads by this name; "
-                "stop it, or choose another name"
-            )
-        path = cursor_path(self._directory, name)
-        try:
-            cursor = read_cursor(path)
-        except DamagedCursor as error:
-            self.log.error("{error} (it was moved aside)", error=error)
-            set_aside_damaged(path)
-            return None
-        except BaseException:
-            os.close(self._held)
-            self._held = None
-            raise
-        if cursor is not None and not kept and cursor.stale(int(self._wall() * 1000)):
-            return None
-        return cursor
 
     def __enter__(self) -> "LogReader":
         return self
@@ -375,6 +353,43 @@ class LogReader:
             return
         self._cursor.used_ms = int(self._wall() * 1000)
         save_cursor(self._files, cursor_path(self._directory, self._name), self._cursor)
+
+
+def _no_log(directory: Path) -> OperatorError:
+    return OperatorError(
+        f"{directory}: there is no event log; start the server first, "
+        "or name its settings file with --config"
+    )
+
+
+def take_place(directory: Path, name: str) -> tuple[int, Cursor | None]:
+    """Take the name of a reader for this process, and see where it stood.
+
+    Returns:
+        The descriptor that holds the name until closed, and the cursor if there is a sound one.
+
+    Raises:
+        OperatorError: there is no log, or another process reads by this name.
+        LogFormatError: the cursor is of an unknown format version.
+    """
+    if not directory.is_dir():
+        raise _no_log(directory)
+    check_name(name)
+    held = lock_reader(directory, name)
+    if held is None:
+        raise OperatorError(
+            f"reader {name!r}: another process reads by this name; stop it, or choose another name"
+        )
+    path = cursor_path(directory, name)
+    try:
+        return held, read_cursor(path)
+    except DamagedCursor as error:
+        LogReader.log.error("{error} (it was moved aside)", error=error)
+        set_aside_damaged(path)
+        return held, None
+    except BaseException:
+        os.close(held)
+        raise
 
 
 def oldest_offset(directory: Path) -> int:

@@ -106,16 +106,21 @@ class SegmentReader:
         self.position = frame.end
         return frame
 
-    def skip_to(self, offset: int) -> None:
-        """Move past frames that end at or before ``offset``, by their headers alone."""
+    def skip_to(self, offset: int) -> int:
+        """Move past frames that end at or before ``offset``, by their headers alone.
+
+        Returns:
+            Where the last of them ends, 0 if none was passed.
+        """
+        last = 0
         while True:
             header = self._header_at(self.position)
             if header is None or header.end_offset > offset:
-                return
+                return last
             end = self.position + FRAME_HEADER_BYTES + header.body_bytes
             if end > self.size():
-                return
-            self.position = end
+                return last
+            self.position, last = end, header.end_offset
 
     def tail_header(self) -> FrameHeader | None:
         """The sound header of a frame that is not whole, at the position; else None."""

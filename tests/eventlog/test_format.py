@@ -195,7 +195,8 @@ def test_cursor_bytes() -> None:
     data = encode_cursor(cursor)
     text = (
         b'{"format":1,"used_ms":5,"classes":{"logs":{"position":7,"acknowledged":4,'
-        b'"set_aside":1,"expired":{"cap":2}}}}'
+        b'"set_aside":1,"expired":{"cap":2},"ahead":0,"held":{},"partitions":0}},'
+        b'"clean":true,"repeats":{}}'
     )
     assert data == text + b"\n%08x\n" % crc32c(text)
     assert decode_cursor(data, PATH) == cursor

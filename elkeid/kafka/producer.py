@@ -1,0 +1,263 @@
+"""The one module that reaches into kafka-python: encoded batches in, outcomes out.
+
+The library keeps connections, metadata, authentication, its sender thread, producer ids, sequence
+numbers and the retries of what a broker may still take. Replaced are three things:
+
+- what it makes of single records (`_Records` carries a batch that is encoded already);
+- its verdict on failed batches (`_Sender`): no batch is ever given up for its age, split by the
+  library or failed with others; whatever is no plain retry is told to us, and we send it again;
+- the order of what is sent: a partition is never given a batch of a class before the one before
+  is acknowledged (`elkeid.kafka.bridge`), so nothing newer can overtake what failed.
+
+tests/kafka/test_library.py fails when a release of the library changes what this relies on.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import kafka.errors
+from kafka.net.compat import KafkaNetClient
+from kafka.producer.producer_batch import ProducerBatch
+from kafka.producer.record_accumulator import RecordAccumulator
+from kafka.producer.sender import Sender
+from kafka.producer.transaction_manager import TransactionManager
+from kafka.structs import TopicPartition
+
+from elkeid.kafka.batches import Batch
+from elkeid.kafka.connection import REQUEST_TIMEOUT_MS
+
+MAX_REQUEST_BYTES: Final = 4 << 20
+"""Batches of several partitions in one request to a broker, which takes 100 MiB by default."""
+
+BOOTSTRAP_MS: Final = 3_000
+"""One attempt to reach any broker: TLS, SASL and metadata on a busy machine."""
+
+METADATA_MAX_AGE_MS: Final = 60_000
+"""New partitions are noticed so soon."""
+
+RETRY_BACKOFF_MS: Final = 100
+RECONNECT_BACKOFF_MAX_MS: Final = 2_000
+"""A broker that is back is found so soon."""
+
+_FOREVER_MS: Final = 1 << 52  # as a delivery timeout: 140,000 years
+
+Outcome = Callable[[BaseException | None], None]
+"""Told once what became of a batch: None when it is acknowledged. Called in any thread."""
+
+
+class _Records:
+    """An encoded batch as the accumulator wants its records; see ``MemoryRecordsBuilder``."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch, self._closed = batch, False
+        self.producer_id, self.producer_epoch, self.base_sequence = -1, -1, -1
+
+    def append(self, *_: object) -> None:
+        """Take no single record."""
+
+    def is_full(self) -> bool:
+        """Say that it can be sent at once."""
+        return True
+
+    def next_offset(self) -> int:
+        """Number of records."""
+        return self._batch.records
+
+    def size_in_bytes(self) -> int:
+        """Bytes on the wire."""
+        return len(self._batch.buffer)
+
+    def set_producer_state(
+        self, producer_id: int, epoch: int, sequence: int, transactional: bool
+    ) -> None:
+        """Take the numbers that make a retry recognisable, once."""
+        assert not self._closed
+        assert not transactional
+        self.producer_id, self.producer_epoch, self.base_sequence = producer_id, epoch, sequence
+
+    def close(self) -> None:
+        """Make the header, once: a retry has the same."""
+        if not self._closed:
+            self._closed = True
+            self._batch.stamp(self.producer_id, self.producer_epoch, self.base_sequence)
+
+    def buffer(self) -> bytearray:
+        """What goes on the wire."""
+        return self._batch.buffer
+
+
+class _ProducerBatch(ProducerBatch):  # type: ignore[misc]
+    """A batch that tells its outcome, and is never too old."""
+
+    def __init__(self, partition: TopicPartition, batch: Batch, outcome: Outcome) -> None:
+        super().__init__(partition, _Records(batch))
+        self._outcome = outcome
+
+    def has_reached_delivery_timeout(self, *_: object, **__: object) -> bool:
+        """Never give a batch up."""
+        return False
+
+    def _complete_future(
+        self, base_offset: int, timestamp_ms: int, record_exceptions_fn: Any
+    ) -> None:
+        super()._complete_future(base_offset, timestamp_ms, record_exceptions_fn)
+        self._outcome(None if record_exceptions_fn is None else record_exceptions_fn(0))
+
+
+class _Sender(Sender):  # type: ignore[misc]
+    """The library's thread, with a verdict of ours on failed batches."""
+
+    def __init__(self, *args: Any, retried: Callable[[], None], **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._retried = retried
+
+    def _dispatch_error(
+        self, batch: ProducerBatch, exception: BaseException, partition_response: Any
+    ) -> None:
+        if self._can_retry(batch, type(exception)):
+            super()._dispatch_error(batch, exception, partition_response)
+            return
+        manager = self._transaction_manager
+        if isinstance(
+            exception,
+            (
+                kafka.errors.OutOfOrderSequenceNumberError,
+                kafka.errors.UnknownProducerIdError,
+                kafka.errors.InvalidProducerEpochError,
+            ),
+        ):
+            if manager.producer_id_and_epoch.match(batch):
+                manager.bump_producer_id_and_epoch()
+        elif isinstance(exception, kafka.errors.ClusterAuthorizationFailedError):
+            manager.transition_to_fatal_error(exception)
+        elif manager.producer_id_and_epoch.match(batch) and not batch.in_retry():
+            # Refused outright and alone on its way: its numbers are free for the next batch.
+            manager.set_sequence_number(batch.topic_partition, batch.base_sequence)
+        elif manager.producer_id_and_epoch.match(batch):
+            # An earlier attempt may have been taken: only new numbers are surely free.
+            manager.bump_producer_id_and_epoch()
+        if batch.complete_exceptionally(exception, lambda _: exception):
+            self._maybe_remove_from_inflight_batches(batch)
+            self._accumulator.deallocate(batch)
+        if issubclass(type(exception), kafka.errors.InvalidMetadataError):
+            self._metadata.request_update()
+        self._accumulator.muted.discard(batch.topic_partition)
+
+    def _can_split(self, batch: ProducerBatch, error: type) -> bool:
+        return False
+
+    def _record_retries(self, batch: ProducerBatch) -> None:
+        self._retried()
+
+
+class BatchProducer:
+    """An idempotent producer of encoded batches, ``acks=all``.
+
+    Args:
+        options: of the connection, see `elkeid.kafka.connection.connection_options`.
+        topic: of all batches.
+        retried: called in the library's thread for each batch that it sends again.
+
+    Raises:
+        kafka.errors.KafkaError: no broker could be reached or would have us; try again later.
+        OSError: likewise.
+        ValueError: likewise, for what the library says so of.
+    """
+
+    def __init__(self, options: Mapping[str, Any], topic: str, retried: Callable[[], None]) -> None:
+        self._topic = topic
+        common: dict[str, Any] = {
+            **options,
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
+            "reconnect_backoff_max_ms": RECONNECT_BACKOFF_MAX_MS,
+            "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+            "max_in_flight_requests_per_connection": 5,
+        }
+        client = KafkaNetClient(**common)
+        manager = client._manager
+        try:
+            manager.bootstrap(BOOTSTRAP_MS)
+            self._transactions = TransactionManager(
+                retry_backoff_ms=RETRY_BACKOFF_MS,
+                api_version=manager.broker_version,
+                metadata=client.cluster,
+            )
+            self._accumulator = RecordAccumulator(
+                transaction_manager=self._transactions,
+                delivery_timeout_ms=_FOREVER_MS,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                retry_backoff_ms=RETRY_BACKOFF_MS,
+            )
+            self._cluster = client.cluster
+            self._client = client
+            self._sender = _Sender(
+                client,
+                client.cluster,
+                self._accumulator,
+                acks=-1,
+                max_request_size=MAX_REQUEST_BYTES,
+                request_timeout_ms=REQUEST_TIMEOUT_MS,
+                retry_backoff_ms=RETRY_BACKOFF_MS,
+                guarantee_message_order=True,
+                transaction_manager=self._transactions,
+                client_id=options["client_id"],
+                retried=retried,
+            )
+        except BaseException:
+            client.close()
+            raise
+        self._sender.daemon = True
+        self._sender.start()
+        self._sender.add_topic(topic)
+
+    def partitions(self) -> int | None:
+        """How many partitions the topic has; None while that is not known."""
+        found = self._cluster.partitions_for_topic(self._topic)
+        return len(found) if found else None
+
+    def unauthorized(self) -> bool:
+        """Whether the brokers refuse to tell us of the topic."""
+        return self._topic in self._cluster.unauthorized_topics
+
+    def has_leader(self, partition: int) -> bool:
+        """Whether the partition has a leader, as far as is known."""
+        leader = self._cluster.leader_for_partition(TopicPartition(self._topic, partition))
+        return leader is not None and leader != -1
+
+    def send(self, partition: int, batch: Batch, outcome: Outcome) -> None:
+        """Hand one batch over; it goes out as soon as the partition's leader takes it."""
+        target = TopicPartition(self._topic, partition)
+        made = _ProducerBatch(target, batch, outcome)
+        accumulator = self._accumulator
+        with accumulator._tp_lock(target):
+            accumulator._batches[target].append(made)
+            accumulator._incomplete.add(made)
+
+    def flush(self) -> None:
+        """Have the thread look at what `send` has brought."""
+        self._sender.wakeup()
+
+    def fatal(self) -> BaseException | None:
+        """Why this producer can send nothing any more; None while it can."""
+        if self._transactions.has_fatal_error():
+            error: BaseException | None = self._transactions.last_error
+            return error or kafka.errors.KafkaError("unknown")
+        if not self._sender.is_alive():
+            ended: BaseException = kafka.errors.KafkaError("the client's thread has ended")
+            return ended
+        return None
+
+    def authentication_problem(self) -> str | None:
+        """What a broker said to our credentials last, if it would not have them."""
+        failures = self._client._manager._auth_failures
+        return str(next(iter(failures.values()))) if failures else None
+
+    def close(self, seconds: float) -> None:
+        """Send nothing more; what is not acknowledged is told as failed.
+
+        Args:
+            seconds: to wait for the thread's end.
+        """
+        self._sender.force_close()
+        self._sender.join(seconds)

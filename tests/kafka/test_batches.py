@@ -1,0 +1,129 @@
+"""Record batches, partitions and codecs, against the client library's own decoder."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka.record.memory_records import MemoryRecords
+
+from elkeid.eventlog.format import Entry
+from elkeid.kafka.batches import NO_TIME, Batch, Piece, RegionDamaged, agent_id, encode
+from elkeid.kafka.compression import COMPRESSORS, decompress
+from elkeid.kafka.consumer import teach_codecs
+from elkeid.kafka.partition import partition_of
+from elkeid.wire.datatypes import RecordClass
+from tests.kafka.support import record, region, suffix
+
+BIG = 1 << 30
+
+
+def piece(agent: bytes, *bodies: bytes, offset: int = 0, time_ms: int = 1_790_000_000_000) -> Piece:
+    """A whole entry."""
+    records = region(*(record(body) for body in bodies))
+    entry = Entry(RecordClass.TELEMETRY, offset, len(bodies), suffix(agent), records, time_ms)
+    return Piece(entry, agent, offset, len(bodies), 0)
+
+
+def messages(batch: Batch) -> list[tuple[bytes, bytes, int]]:
+    """What a consumer makes of a batch."""
+    teach_codecs()
+    batch.stamp(7, 1, 3)
+    (found,) = MemoryRecords(bytes(batch.buffer))
+    assert found.validate_crc()
+    assert (found.producer_id, found.producer_epoch, found.base_sequence) == (7, 1, 3)
+    return [(each.key, each.value, each.timestamp) for each in found]
+
+
+bodies = st.lists(st.binary(max_size=300), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=40), bodies, st.integers(0, 10_000))),
+    st.integers(100, 3000),
+    st.integers(1, 12),
+    st.sampled_from(sorted(COMPRESSORS)),
+)
+def test_batches_hold_every_record(
+    entries: list[tuple[bytes, list[bytes], int]], limit: int, most: int, codec: str
+) -> None:
+    """However batches are cut, each record is in one, in order, with its key and time."""
+    pending, wanted, offset = deque[Piece](), list[tuple[bytes, bytes, int]](), 0
+    for agent, each, late in entries:
+        at = 1_790_000_000_000 + late
+        pending.append(piece(agent, *each, offset=offset, time_ms=at))
+        offset += len(each)
+        wanted += [(agent, record(body) + suffix(agent), at) for body in each]
+    got: list[tuple[bytes, bytes, int]] = []
+    while pending:
+        batch = encode(pending, limit, most, codec)
+        assert 1 <= batch.records <= most
+        assert batch.first_offset == len(got)
+        assert sum(each.count for each in batch.pieces) == batch.records
+        if codec == "none" and batch.records > 1:
+            assert len(batch.buffer) <= limit
+        got += messages(batch)
+    assert got == wanted
+
+
+def test_batch_can_be_made_again() -> None:
+    """The pieces of a batch make the same batch again, also those that it holds in part."""
+    pending = deque([piece(b"a", b"1", b"2", b"3"), piece(b"b", b"4", offset=3)])
+    first = encode(pending, BIG, 2, "none")
+    assert [(each.offset, each.count) for each in pending] == [(2, 1), (3, 1)]
+    again = encode(deque(first.pieces), BIG, BIG, "none")
+    assert messages(again) == messages(first)
+
+
+def test_times_that_are_refused_go_apart() -> None:
+    """Records sent without a time share no batch with others, and keep their order."""
+    refused = piece(b"a", b"1")
+    refused.timed = False
+    pending = deque([refused, piece(b"a", b"2", offset=1)])
+    assert [each[2] for each in messages(encode(pending, BIG, BIG, "none"))] == [NO_TIME]
+    assert [each[2] for each in messages(encode(pending, BIG, BIG, "none"))] == [1_790_000_000_000]
+
+
+def test_damaged_region_costs_itself_alone() -> None:
+    """What precedes a region that is no region is sent; then it is refused, and stays."""
+    bad = piece(b"b", b"x")
+    bad.entry.region = b"\x0a\x7f"
+    pending = deque([piece(b"a", b"1"), bad, piece(b"c", b"2")])
+    assert [each[0] for each in messages(encode(pending, BIG, BIG, "none"))] == [b"a"]
+    with pytest.raises(RegionDamaged):
+        encode(pending, BIG, BIG, "none")
+    pending.popleft()
+    assert [each[0] for each in messages(encode(pending, BIG, BIG, "none"))] == [b"c"]
+
+
+def test_agent_ids() -> None:
+    """The key is field 4, whatever its length; none without that field."""
+    for each in (b"a", b"b" * 36, b"c" * 127, b"d" * 128, b"e" * 70_000):
+        assert agent_id(suffix(each)) == each
+    assert agent_id(b"\x2a\x01x") == agent_id(b"") == agent_id(b"\x22") == b""
+
+
+def test_partitions() -> None:
+    """FNV-1a as a signed number, remainder truncated, made positive."""
+
+    def plainly(key: bytes, count: int) -> int:
+        found = 2166136261
+        for byte in key:
+            found = (found ^ byte) * 16777619 % 2**32
+        signed = found - 2**32 if found >= 2**31 else found
+        return abs(signed) % count
+
+    keys = [b"", b"a", b"foobar", *(b"agent-%d" % number for number in range(500))]
+    for count in (1, 3, 4, 12, 255):
+        assert [partition_of(key, count) for key in keys] == [plainly(key, count) for key in keys]
+    assert partition_of(b"foobar", 1 << 33) == 2**32 - 0xBF9CF968 & 0xFFFFFFFF
+
+
+def test_codecs_undo_each_other() -> None:
+    """Each codec gives back what it was given, larger than its blocks too."""
+    data = bytes(range(256)) * 20_000
+    for codec in COMPRESSORS.values():
+        if codec is not None:
+            assert decompress(codec.attribute, codec.compress(data)) == data
+            assert decompress(codec.attribute, codec.compress(b"")) == b""
