@@ -6,6 +6,7 @@ from twisted.internet.task import Clock
 
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.table import Agent
+from elkeid.wire.compression import snappy_frame
 from tests.agentcenter.host import Host, batch, make_gateway
 
 
@@ -93,3 +94,23 @@ def test_a_loser_is_not_told() -> None:
     old.pump()  # answers the probe
     clock.advance(1)
     assert diary.lines == ["joined 10.0.0.1:40000"]
+
+
+def test_results_of_a_stream_that_was_ended_in_peace() -> None:
+    """What an agent still sends after a reset or a stop is its own; after that it has left."""
+    gateway, diary, _ = watched()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.frozen = True  # its next batch is on the way already
+    held = gateway.table.get("a1")
+    assert held is not None
+    held.stream.end(0, "")
+    host.client.send_message(stream, snappy_frame(batch("a1", 5100)))
+    host.frozen = False
+    host.pump()
+    assert diary.lines == [
+        "joined 10.0.0.1:40000",
+        "results [5100]",
+        "left 10.0.0.1:40000",
+    ]
