@@ -265,6 +265,9 @@ class AgentCenterSettings:
     logs_rate: float = _seconds(20, 0.1, 1e6)  # records/s per agent; beyond, dropped and counted
     logs_burst: int = _number(200, 1, 1_000_000)
     tag_wait_seconds: float = _seconds(0.2, 0, 5)  # the first batch of an unknown agent
+    upload_bytes: int = _number(307_200_000, MiB, 1 << 40)  # one file: 600 pieces of 512,000
+    upload_disk_bytes: int = _number(2 * GiB, MiB, 1 << 50)  # files under way, together
+    upload_limit: int = _number(32, 1, 10_000)  # uploads at once
     results_cap_bytes: int = _number(256 * MiB, 16 * MiB, 1 << 50)  # results the Manager lacks
 
 

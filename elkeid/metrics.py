@@ -526,6 +526,45 @@ class TagMetrics(Collector):
 
 
 @frozen(kw_only=True)
+class UploadFigures:
+    """Files that hosts bring; totals since the start."""
+
+    active: int
+    held_bytes: int
+    received_bytes: int
+    outcomes: Mapping[str, int]
+
+
+class UploadMetrics(Collector):
+    """What is counted of files that hosts bring, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], UploadFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of uploads."""
+        now = self._read()
+        yield _gauge("elkeid_ac_uploads_active", "Files under way to the Manager", now.active)
+        yield _gauge("elkeid_ac_uploads_held_bytes", "Bytes of these", now.held_bytes)
+        received = {(): now.received_bytes}
+        yield _exact("elkeid_ac_uploads_received_bytes_total", "Bytes of files", (), received)
+        outcomes = {(outcome,): count for outcome, count in now.outcomes.items()}
+        yield _exact(
+            "elkeid_ac_uploads_total", "Uploads by what became of them", ("outcome",), outcomes
+        )
+
+
+@frozen(kw_only=True)
 class ResultFigures:
     """What the outbox of task results shows."""
 

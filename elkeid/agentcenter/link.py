@@ -406,7 +406,7 @@ class AgentLink(Protocol):
         for call in list(self._open.values()):
             call.leave()
         self.flush()
-        if not self._open:
+        if not self._open and not self._closing:
             self._close()
 
     def abort(self) -> None:

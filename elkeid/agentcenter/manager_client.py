@@ -3,14 +3,14 @@
 Source: docs/protocol.md, "What AgentCenter asks of a Manager".
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 from attrs import evolve
 
 from elkeid.errors import PeerError
-from elkeid.web.client import CallFailed, JsonClient, Reply
+from elkeid.web.client import CallFailed, FileBody, JsonClient, Reply
 
 FINAL_STATUSES = (400, 413)
 PARAM_INVALID = 5
@@ -69,14 +69,31 @@ class ManagerClient:
             ManagerRefused: it answered, with a code other than 0.
             CallFailed: no member gave a usable answer.
         """
+
+        async def call(url: str, share: float) -> Reply:
+            return await self._http.post(url, body, seconds=share, limit=limit)
+
+        return await self._each(path, seconds, call)
+
+    async def upload(
+        self, path: str, body: FileBody, content_type: str, *, seconds: float
+    ) -> ManagerAnswer:
+        """POST what is in a file; the rest as in `post`."""
+
+        async def call(url: str, share: float) -> Reply:
+            headers = {"content-type": content_type}
+            return await self._http.call("POST", url, body, seconds=share, headers=headers)
+
+        return await self._each(path, seconds, call)
+
+    async def _each(
+        self, path: str, seconds: float, call: Callable[[str, float], Awaitable[Reply]]
+    ) -> ManagerAnswer:
         share = seconds / len(self._members)
         failure: CallFailed | None = None
         for member in list(self._members):
             try:
-                reply = await self._http.post(
-                    f"http://{member}{path}", body, seconds=share, limit=limit
-                )
-                return _answer(reply)
+                return _answer(await call(f"http://{member}{path}", share))
             except CallFailed as error:
                 failure = error
                 # The one that fails is asked last from now on.

@@ -34,6 +34,8 @@ from elkeid.agentcenter.sockets import AgentsPort
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.agentcenter.tags import TagBook
 from elkeid.agentcenter.tls_socket import TlsSocket
+from elkeid.agentcenter.upload_tokens import TokenCheck, UploadTokenRoutes
+from elkeid.agentcenter.uploads import Uploads
 from elkeid.agentcenter.watch import SocketWatch
 from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
@@ -49,6 +51,7 @@ from elkeid.metrics import (
     ResultMetrics,
     SignedRequestMetrics,
     TagMetrics,
+    UploadMetrics,
 )
 from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options, https_policy
@@ -127,6 +130,25 @@ class AgentCenterRole:
             wait_seconds=settings.agentcenter.tag_wait_seconds,
         )
         self.gateway.know_tags(self.tags)
+        self._upload_pool = ThreadPool(0, 2, name="uploads")  # deflating takes a whole thread
+        self._peer_http = self._http(https_policy(keys))
+        self.uploads = Uploads(
+            self.gateway,
+            folder=settings.server.data_dir / "uploads",
+            in_thread=partial(deferToThreadPool, reactor, self._upload_pool),
+            manager=self._manager,
+            results=self.results,
+            check=TokenCheck(
+                self.gateway.tokens,
+                manager=self._manager,
+                peers=self._peers,
+                http=self._peer_http,
+                clock=reactor,
+                monotonic=time.monotonic,
+            ),
+            room=self._room,
+        )
+        UploadMetrics(self.registry, self.uploads.figures)
         TagMetrics(self.registry, self.tags.figures)
         self.gateway.held_elsewhere += [lambda: self.commands.bytes, lambda: self.tags.held_bytes]
         self._neighbours: Neighbours | None = None
@@ -170,6 +192,20 @@ class AgentCenterRole:
     def _in_thread(self, function: Any, *args: Any, **named: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args, **named)
 
+    def _room(self) -> int:
+        """Bytes of disk that uploads may still take."""
+        stats = self.event_log.stats()
+        return stats.free_bytes - stats.min_free_bytes
+
+    async def _peers(self) -> list[str]:
+        """Base URLs of the other gateways."""
+        own = (self._address, self._settings.agentcenter.http_port)
+        return [
+            f"https://{join_endpoint(each.ip, each.port)}"
+            for each in await self._discovery.lookup(HTTP_NAME)
+            if (each.ip, each.port) != own
+        ]
+
     def _http(self, policy: IPolicyForHTTPS | None = None, kept: int = 2) -> JsonClient:
         """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""
         agent = http_agent(self._reactor, policy, kept)
@@ -191,12 +227,15 @@ class AgentCenterRole:
         await self.results.open()
         await self.tags.open()
         await self.configs.start()
+        self._upload_pool.start()
+        await self.uploads.open()
         api = Api(
             ENVELOPE,
             (
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
                 CommandRoutes(self.commands, self.gateway.tokens, self.configs.push.commanded),
                 *self.configs.routes,
+                UploadTokenRoutes(self.gateway.tokens),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 AdminRoutes(self.drain, self.gateway, self._reactor.stop, self._reactor),
                 Liveness(self._problems),
@@ -276,11 +315,15 @@ class AgentCenterRole:
                 if self._kafka is not None:
                     await self._kafka.stop()
                 await self.event_log.close()
+                await self.uploads.stop()
                 await self.results.stop()
                 await self.tags.stop()
                 await self.configs.stop()
                 await self._manager_http.close()
+                await self._peer_http.close()
             finally:
+                if self._upload_pool.started:
+                    self._upload_pool.stop()
                 if self._pool.started:
                     self._pool.stop()
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from io import BytesIO
+from pathlib import Path
 from secrets import token_urlsafe
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import unquote, urlencode, urlsplit
 
 import msgspec
@@ -12,9 +14,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import deferLater
+from twisted.internet.task import Cooperator, deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, FileBodyProducer, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IPolicyForHTTPS, IResponse
@@ -22,7 +24,7 @@ from zope.interface import implementer
 
 from elkeid.errors import PeerError
 from elkeid.web.answers import encode_json
-from elkeid.wire.signature import sign
+from elkeid.wire.signature import body_hash, sign
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -31,6 +33,7 @@ CONNECT_TIMEOUT = 3.0  # seconds; a host that is gone must not use up the call's
 ANSWER_LIMIT = 4 * MiB  # bytes; callers that expect a whole fleet's status ask for more
 IDLE_SECONDS = 20  # a kept connection is dropped before the server drops it (30 s)
 KEPT_CONNECTIONS = 2  # per host
+FILE_PIECE = 64 * KiB  # of a body that is read from a file
 NONCE_RANDOM = 16  # bytes of chance in the nonce of a signed request
 
 T = TypeVar("T")
@@ -125,6 +128,21 @@ def http_agent(
     return PooledAgent(Agent(reactor, policy, connectTimeout=CONNECT_TIMEOUT, pool=pool), pool)
 
 
+@frozen
+class FileBody:
+    """A request body that is read from a file while it is sent.
+
+    ``head`` and ``tail`` stand before and behind the file's content; ``sha256`` is of all, in
+    lower-case hex, ``size`` counts its bytes.
+    """
+
+    path: Path
+    head: bytes
+    tail: bytes
+    size: int
+    sha256: str
+
+
 class JsonClient:
     """Calls JSON APIs.
 
@@ -185,7 +203,7 @@ class JsonClient:
         self,
         method: str,
         url: str,
-        body: bytes,
+        body: bytes | FileBody,
         *,
         seconds: float = TIMEOUT,
         limit: int = ANSWER_LIMIT,
@@ -230,7 +248,12 @@ class JsonClient:
                 deadline.cancel()
 
     async def _exchange(
-        self, method: str, url: str, body: bytes, limit: int, more: Mapping[str, str]
+        self,
+        method: str,
+        url: str,
+        body: bytes | FileBody,
+        limit: int,
+        more: Mapping[str, str],
     ) -> Reply:
         headers = Headers()
         for name, value in more.items():
@@ -243,18 +266,55 @@ class JsonClient:
             target += f"{'&' if '?' in url else '?'}nonce={token_urlsafe(NONCE_RANDOM)}"
             self._sign(headers, method, target, body, began)
         response = await self._agent.request(
-            method.encode(), target.encode(), headers, _Whole(body) if body else None
+            method.encode(), target.encode(), headers, self._producer(body)
         )
         content = await _collect(response, limit, url)
         return Reply(response.code, content, _skew(response, (began + self._wall()) / 2))
 
-    def _sign(self, headers: Headers, method: str, url: str, body: bytes, at: float) -> None:
+    def _producer(self, body: bytes | FileBody) -> IBodyProducer | None:
+        if isinstance(body, bytes):
+            return _Whole(body) if body else None
+        clock = self._clock
+        cooperator = Cooperator(scheduler=lambda step: clock.callLater(0, step))
+        producer = FileBodyProducer(_Joined(body), cooperator, FILE_PIECE)
+        producer.length = body.size
+        return producer
+
+    def _sign(
+        self, headers: Headers, method: str, url: str, body: bytes | FileBody, at: float
+    ) -> None:
         assert self._credentials is not None
         ak, sk = self._credentials.ak, self._credentials.sk
         parts, timestamp = urlsplit(url), str(int(at))
-        signed = sign(method, unquote(parts.path), parts.query, ak, sk, timestamp, body)
+        hashed = body_hash(body) if isinstance(body, bytes) else body.sha256
+        path = unquote(parts.path)
+        signed = sign(method, path, parts.query, ak, sk, timestamp, hashed=hashed)
         for name, value in (("AccessKey", ak), ("TimeStamp", timestamp), ("Signature", signed)):
             headers.setRawHeaders(name, [value])
+
+
+class _Joined:
+    """Reads head, file and tail of a body as one file; pieces of the file are in the page cache."""
+
+    def __init__(self, body: FileBody) -> None:
+        self._parts: list[IO[bytes]] = [
+            BytesIO(body.head),
+            body.path.open("rb"),
+            BytesIO(body.tail),
+        ]
+
+    def read(self, size: int) -> bytes:
+        while self._parts:
+            piece = self._parts[0].read(size)
+            if piece:
+                return piece
+            self._parts.pop(0).close()
+        return b""
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+        self._parts = []
 
 
 @implementer(IBodyProducer)
