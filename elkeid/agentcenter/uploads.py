@@ -237,6 +237,9 @@ class UploadCall:
             return False
         self._token = token
         self._agent_id = uploads.gateway.tokens.agent_of(token)
+        if self._gateway.draining is not None:
+            self.fail(self._gateway.draining, "this AgentCenter is stopping", "stopping")
+            return False
         if len(uploads.under_way) >= uploads.settings.upload_limit:
             self.fail(Status.RESOURCE_EXHAUSTED, "too many uploads at once", "busy")
             return False

@@ -516,6 +516,12 @@ class UploadTests(SynchronousTestCase):
         self.ends(stream, 13, "disk")
         self.assertEqual(self.reported(), [("failed", "the gateway's disk refused the file")])
 
+    def test_a_draining_gateway(self) -> None:
+        """A file that begins now could not be delivered before the end."""
+        self.gateway.draining = 14
+        self.ends(self.bring(b"x"), 14, "stopping")
+        self.assertEqual(self.reported(), [("failed", "this AgentCenter is stopping")])
+
     @staticmethod
     def _full() -> None:
         raise OSError(28, "No space left on device")
@@ -529,7 +535,8 @@ class UploadTests(SynchronousTestCase):
         stream = other.client.open_call(UPLOAD_PATH)
         other.pump()
         other.send(stream, piece("t2", b"x"))
-        self.gateway.drain(14)
+        self.gateway.draining = 14
+        self.gateway.take_leave(0)
         other.pump()
         self.assertIsNotNone(other.ended(stream))
         self.assertIsNone(self.host.ended(whole))
