@@ -38,19 +38,8 @@ def make_keys(names: Iterable[str], now: datetime.datetime) -> dict[str, bytes]:
     """
     # PKCS#1 and RSA for the authority: other Managers read ca.key in that form only.
     ca_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    server_key = ec.generate_private_key(ec.SECP256R1())
     client_key = ec.generate_private_key(ec.SECP256R1())
     ca = _authority(ca_key, now)
-    server = _leaf(
-        "elkeid server",
-        server_key,
-        ca,
-        ca_key,
-        now=now,
-        years=SERVER_YEARS,
-        purpose=ExtendedKeyUsageOID.SERVER_AUTH,
-        names=(AGENTS_NAME, "localhost", "127.0.0.1", *names),
-    )
     client = _leaf(
         "elkeid agent",
         client_key,
@@ -64,12 +53,39 @@ def make_keys(names: Iterable[str], now: datetime.datetime) -> dict[str, bytes]:
     return {
         "ca.crt": ca.public_bytes(Encoding.PEM),
         "ca.key": _private_pem(ca_key),
-        "server.crt": server.public_bytes(Encoding.PEM),
-        "server.key": _private_pem(server_key),
+        **make_server(ca, ca_key, names, now),
         "client.crt": client.public_bytes(Encoding.PEM),
         "client.key": _private_pem(client_key),
         "secrets.toml": make_secrets(),
     }
+
+
+def make_server(
+    ca: x509.Certificate, ca_key: rsa.RSAPrivateKey, names: Iterable[str], now: datetime.datetime
+) -> dict[str, bytes]:
+    """Make a new server certificate, with a new key, that agents of this authority trust.
+
+    Args:
+        ca: the authority.
+        ca_key: its key.
+        names: as in `make_keys`.
+        now: as in `make_keys`.
+
+    Returns:
+        ``server.crt`` and ``server.key``.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    server = _leaf(
+        "elkeid server",
+        key,
+        ca,
+        ca_key,
+        now=now,
+        years=SERVER_YEARS,
+        purpose=ExtendedKeyUsageOID.SERVER_AUTH,
+        names=(AGENTS_NAME, "localhost", "127.0.0.1", *names),
+    )
+    return {"server.crt": server.public_bytes(Encoding.PEM), "server.key": _private_pem(key)}
 
 
 def make_secrets() -> bytes:
@@ -143,7 +159,12 @@ def _leaf(
     purpose: x509.ObjectIdentifier,
     names: Iterable[str],
 ) -> x509.Certificate:
-    identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    try:
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        )
+    except x509.ExtensionNotFound:  # an authority of version 1, as upstream's scripts make it
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     return (
         x509.CertificateBuilder()
         .subject_name(_subject(common_name))
@@ -157,10 +178,7 @@ def _leaf(
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectAlternativeName(_general_names(names)), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
-            critical=False,
-        )
+        .add_extension(issuer, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
 

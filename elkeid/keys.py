@@ -27,6 +27,7 @@ from pathlib import Path
 from attrs import field, frozen
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -36,10 +37,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from elkeid.config import Settings, is_loopback, split_endpoint
 from elkeid.errors import KeysError
-from elkeid.key_making import AGENTS_NAME, make_keys
+from elkeid.key_making import AGENTS_NAME, make_keys, make_server
 from elkeid.private_files import (
     OTHERS,
     make_private_folder,
+    replace_private,
     sync_folder,
     write_new_private,
     write_synced,
@@ -196,6 +198,60 @@ def create_keys(settings: Settings, now: datetime.datetime | None = None) -> boo
             "mend the folder or choose another server.keys_dir"
         ) from error
     return True
+
+
+def renew_server(settings: Settings, now: datetime.datetime | None = None) -> list[str]:
+    """Replace ``server.crt`` and ``server.key`` by new ones that the same agents trust.
+
+    Returns:
+        Names and addresses in the new certificate: those of the old one, if it can be read, and
+        those of the settings.
+
+    Raises:
+        KeysError: ``ca.crt`` or ``ca.key`` is not here or at fault, or the folder cannot be
+            written.
+    """
+    folder = settings.server.keys_dir
+    now = now or _now()
+    files = {name: _read_private(folder / name) for name in ("ca.crt", "ca.key")}
+    ca_pem, key_pem = files["ca.crt"], files["ca.key"]
+    if ca_pem is None or key_pem is None:
+        raise KeysError(
+            f"{folder} lacks ca.crt or ca.key, which sign certificates; renew where the keys were "
+            "made, then take them here with `elkeid keys export` and `elkeid keys import --renew`"
+        )
+    check_keys(folder, {"ca.crt": ca_pem, "ca.key": key_pem}, now)
+    ca_key = load_pem_private_key(key_pem, None)
+    if not isinstance(ca_key, rsa.RSAPrivateKey):
+        raise KeysError(f"{folder / 'ca.key'} is no RSA key, as this command needs it")
+    public = ca_key.public_key()
+    ca = next(c for c in x509.load_pem_x509_certificates(ca_pem) if c.public_key() == public)
+    names = list(dict.fromkeys([*_names_in(folder / "server.crt"), *_server_names(settings)]))
+    made = make_server(ca, ca_key, names, now)
+    _replace(folder, made)
+    return [AGENTS_NAME, *(name for name in names if name != AGENTS_NAME)]
+
+
+def _names_in(path: Path) -> list[str]:
+    """The names of a certificate; none if there is no readable one."""
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return []
+    addresses = found.get_values_for_type(x509.IPAddress)
+    return [*found.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
+def _replace(folder: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        with _locked(folder):
+            for name, content in files.items():
+                replace_private(folder / name, content)
+    except OSError as error:
+        raise KeysError(
+            f"{folder}: keys cannot be written: {error.strerror}; mend the folder and try again"
+        ) from error
 
 
 def needed_files(roles: Iterable[str]) -> list[str]:
@@ -453,12 +509,23 @@ def export_archive(settings: Settings, role: str, now: datetime.datetime | None 
 
 
 def import_archive(
-    settings: Settings, archive: Path, now: datetime.datetime | None = None
+    settings: Settings,
+    archive: Path,
+    now: datetime.datetime | None = None,
+    *,
+    renew: bool = False,
 ) -> list[str]:
     """Put the keys of an archive into ``keys_dir``; nothing that differs is replaced.
 
+    Args:
+        settings: for ``server.keys_dir``.
+        archive: an export of ours.
+        now: an aware time to judge validity by; the current one by default.
+        renew: replace the server's certificate and key all the same, and ``ca.crt`` by one that
+            holds all authorities of the present one.
+
     Returns:
-        The names of the files that are new.
+        The names of the files that are new or renewed.
 
     Raises:
         KeysError: the archive is no export of ours, does not fit what is there, or would replace
@@ -468,12 +535,16 @@ def import_archive(
     incoming = _read_archive(archive)
     present = {name: _read_private(folder / name) for name in ALL_FILES}
     kept = {name: content for name, content in present.items() if content is not None}
+    renewed = {}
     for name, content in incoming.items():
-        if kept.get(name, content) != content:
+        if kept.get(name, content) == content:
+            continue
+        if not renew or not _may_renew(name, kept[name], content):
             raise KeysError(
                 f"{folder / name} is there and differs from the one in {archive}: "
                 "move it away first if it is no longer needed, nothing was changed"
             )
+        renewed[name] = content
     check_keys(folder, {**kept, **incoming}, now)
     make_private_folder(folder)
     new = [name for name in incoming if name not in kept]
@@ -484,7 +555,22 @@ def import_archive(
         raise KeysError(
             f"{folder}: keys cannot be written: {error.strerror}; mend the folder and import again"
         ) from error
-    return new
+    if renewed:
+        _replace(folder, renewed)
+    return [*new, *renewed]
+
+
+def _may_renew(name: str, old: bytes, new: bytes) -> bool:
+    """Whether a file may be replaced without cutting off an agent or a server."""
+    if name in ("server.crt", "server.key"):
+        return True
+    if name != "ca.crt":
+        return False
+    try:
+        added = set(x509.load_pem_x509_certificates(new))
+        return added.issuperset(x509.load_pem_x509_certificates(old))
+    except ValueError:
+        return False
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:

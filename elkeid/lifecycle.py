@@ -26,6 +26,7 @@ class Role(Protocol):
     """A part that starts and stops once; ``name`` is the role name or that of a helper.
 
     ``stop_seconds``, if it has one, is kept back for its stop while others stop before it.
+    ``renew_keys``, if it has one, is called with the keys that were loaded again at SIGHUP.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Files that hold secrets: written whole or not at all, for their owner only, never over another.
+"""Files that hold secrets: written whole or not at all, for their owner only.
 
 A new file is written beside its final place, synced, then linked there, so that a reader or a
 crash meets either nothing or the whole content.
@@ -57,6 +57,21 @@ def write_new_private(path: Path, data: bytes) -> None:
     try:
         write_synced(beside, data)
         os.link(beside, path)  # unlike a rename, a link never replaces
+    finally:
+        beside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def replace_private(path: Path, data: bytes) -> None:
+    """Write ``data`` to a file of mode 0600 in place of what is there, atomically.
+
+    Raises:
+        OSError: the disk or the folder does not allow it; what was there is there still.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        write_synced(beside, data)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)

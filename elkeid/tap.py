@@ -3,12 +3,14 @@
 Nothing opens and nothing is written before the service starts.
 """
 
+import signal
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from attrs import evolve
 from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
@@ -19,8 +21,8 @@ from twisted.python.reflect import namedAny
 
 from elkeid import process, welcome
 from elkeid.config import Settings, load
-from elkeid.errors import ConfigError
-from elkeid.keys import Keys, obtain_keys
+from elkeid.errors import ConfigError, KeysError
+from elkeid.keys import Keys, load_keys, obtain_keys
 from elkeid.lifecycle import OrderedRoles, Role, sentence
 from elkeid.logging import LogSetup
 
@@ -95,21 +97,56 @@ class ProcessRole:
 
 
 class KeysRole:
-    """Loads the keys, making them on the first start where that is allowed."""
+    """Loads the keys, making them on the first start where that is allowed; again at SIGHUP.
+
+    Args:
+        settings: where they are.
+        roles: what is needed of them.
+        reactor: runs what a signal asks for.
+    """
 
     name = "keys"
     stop_seconds = 0.0
     keys: Keys
 
-    def __init__(self, settings: Settings, roles: Collection[str]) -> None:
-        self._settings, self._roles = settings, roles
+    def __init__(self, settings: Settings, roles: Collection[str], reactor: Any) -> None:
+        self._settings, self._roles, self._reactor = settings, roles, reactor
+        self._before: Any = None  # what SIGHUP did
+        self.users: list[Role] = []
 
     async def start(self) -> None:
         """Load or make; the other roles are made with the result."""
         self.keys = obtain_keys(self._settings, self._roles)
+        self._before = signal.signal(signal.SIGHUP, self._asked)
+
+    def _asked(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self.renew)
+
+    def renew(self) -> None:
+        """Load certificates again, for connections to come; access keys stay as they are.
+
+        Files that cannot be used change nothing, and are told.
+        """
+        try:
+            loaded = load_keys(self._settings, self._roles)
+        except KeysError as error:
+            log.error("{error}; what was loaded before stays in use", error=error)
+            return
+        self.keys = evolve(loaded, aksk=self.keys.aksk)
+        for user in self.users:
+            renew_keys = getattr(user, "renew_keys", None)
+            if renew_keys is not None:
+                renew_keys(self.keys)
+        log.info(
+            "certificates are loaded again: {shown}",
+            shown=", ".join(f"{name} until {at:%Y-%m-%d}" for name, at in loaded.expiry.items())
+            or "none is needed here",
+        )
 
     async def stop(self) -> None:
-        """Nothing to give back."""
+        """Leave the signal as it was."""
+        if self._before is not None:
+            signal.signal(signal.SIGHUP, self._before)
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:
@@ -127,7 +164,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     globalLogPublisher.addObserver(LogSetup(settings.server.log_level, settings.server.log_format))
     # Imported now, so that a broken installation shows before the process goes to the background.
     kinds: list[Callable[..., Role]] = [namedAny(ROLES[name]) for name in chosen]
-    keys = KeysRole(settings, chosen)
+    keys = KeysRole(settings, chosen, reactor)
     makers: list[Callable[[], Role]] = [
         lambda: ProcessRole(settings, chosen, reactor),
         lambda: keys,
@@ -142,7 +179,9 @@ def makeService(options: Options, reactor: Any = None) -> IService:
 
 
 def _make(kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor: Any) -> Role:
-    return kind(settings, keys.keys, reactor)
+    role = kind(settings, keys.keys, reactor)
+    keys.users.append(role)
+    return role
 
 
 def _ready(settings: Settings, roles: Collection[str], show_welcome: bool) -> None:

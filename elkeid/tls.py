@@ -4,7 +4,8 @@ Agents dial addresses, send no server name and check the name ``elkeid.com`` wha
 dialled; our own clients do the same. TLS 1.2 is the oldest version, and only suites with forward
 secrecy and authenticated encryption are offered.
 
-Every function returns one object with one OpenSSL context: make it once and share it.
+Every function returns one object with one OpenSSL context: make it once and share it. When keys
+are renewed, `renew` gives it another context: connections that are there keep the old one.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,7 @@ HTTP_1_1 = b"http/1.1"
 # The suites of TLS 1.2; those of TLS 1.3 are all fit. 128 bits first: they cost least.
 SUITES = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
+_Make = Callable[[Keys], SSL.Context]
 _Verify = Callable[[SSL.Connection, crypto.X509, int, int, int], bool]
 
 
@@ -46,10 +48,19 @@ class PeerNotAccepted(PeerError, SSL.Error):
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerOptions:
-    """Makes the TLS side of accepted connections."""
+    """Makes the TLS side of accepted connections.
 
-    def __init__(self, context: SSL.Context) -> None:
-        self._context = context
+    Args:
+        make: the context of all of them.
+        keys: what to make it from.
+    """
+
+    def __init__(self, make: _Make, keys: Keys) -> None:
+        self._make, self._context = make, make(keys)
+
+    def renew(self, keys: Keys) -> None:
+        """Make connections with other keys from now on; those there are stay as they are."""
+        self._context = self._make(keys)
 
     def connection(self) -> SSL.Connection:
         """Make the TLS state of one connection, without a socket."""
@@ -62,10 +73,19 @@ class ServerOptions:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientOptions:
-    """Makes the TLS side of dialled connections."""
+    """Makes the TLS side of dialled connections.
 
-    def __init__(self, context: SSL.Context) -> None:
-        self._context = context
+    Args:
+        make: the context of all of them.
+        keys: what to make it from.
+    """
+
+    def __init__(self, make: _Make, keys: Keys) -> None:
+        self._make, self._context = make, make(keys)
+
+    def renew(self, keys: Keys) -> None:
+        """Make connections with other keys from now on; those there are stay as they are."""
+        self._context = self._make(keys)
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLClientConnectionCreator`."""
@@ -83,9 +103,37 @@ class HttpsPolicy:
         """See `IPolicyForHTTPS`; the dialled name plays no part."""
         return self._options
 
+    def renew(self, keys: Keys) -> None:
+        """See `ClientOptions.renew`."""
+        self._options.renew(keys)
+
 
 def agent_listener_options(keys: Keys) -> ServerOptions:
     """The port that agents connect to: client certificate and HTTP/2 required."""
+    return ServerOptions(_agent_listener_context, keys)
+
+
+def api_server_options(keys: Keys) -> ServerOptions:
+    """An HTTPS port: no client certificate, HTTP/1.1."""
+    return ServerOptions(_api_server_context, keys)
+
+
+def client_options(keys: Keys) -> ClientOptions:
+    """Our clients of the inner APIs: no client certificate, the name ``elkeid.com`` demanded."""
+    return ClientOptions(_api_client_context, keys)
+
+
+def agent_client_options(keys: Keys) -> ClientOptions:
+    """What a real agent does: client certificate, HTTP/2, the name ``elkeid.com`` demanded."""
+    return ClientOptions(_agent_client_context, keys)
+
+
+def https_policy(keys: Keys) -> HttpsPolicy:
+    """`client_options` for HTTP clients that ask for a policy."""
+    return HttpsPolicy(client_options(keys))
+
+
+def _agent_listener_context(keys: Keys) -> SSL.Context:
     context = _server_context(keys)
     _trust(context, keys)
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _accept_http2_client)
@@ -93,34 +141,26 @@ def agent_listener_options(keys: Keys) -> ServerOptions:
     # Agents stay for days and never resume: a session kept for each would only take memory.
     context.set_options(SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    return ServerOptions(context)
+    return context
 
 
-def api_server_options(keys: Keys) -> ServerOptions:
-    """An HTTPS port: no client certificate, HTTP/1.1."""
+def _api_server_context(keys: Keys) -> SSL.Context:
     context = _server_context(keys)
     context.set_alpn_select_callback(_choose_http1)
-    return ServerOptions(context)
+    return context
 
 
-def client_options(keys: Keys) -> ClientOptions:
-    """Our clients of the inner APIs: no client certificate, the name ``elkeid.com`` demanded."""
+def _api_client_context(keys: Keys) -> SSL.Context:
     context = _client_context(keys, _accept_server)
     context.set_alpn_protos([HTTP_1_1])
-    return ClientOptions(context)
+    return context
 
 
-def agent_client_options(keys: Keys) -> ClientOptions:
-    """What a real agent does: client certificate, HTTP/2, the name ``elkeid.com`` demanded."""
+def _agent_client_context(keys: Keys) -> SSL.Context:
     context = _client_context(keys, _accept_http2_server)
     context.set_alpn_protos([H2])
     _identify(context, keys, "client.crt", keys.client_cert, keys.client_key)
-    return ClientOptions(context)
-
-
-def https_policy(keys: Keys) -> HttpsPolicy:
-    """`client_options` for HTTP clients that ask for a policy."""
-    return HttpsPolicy(client_options(keys))
+    return context
 
 
 def _context(method: int) -> SSL.Context:

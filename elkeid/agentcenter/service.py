@@ -97,13 +97,16 @@ class AgentCenterRole:
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
         CommandMetrics(self.registry, self.commands.figures)
+        self._agents_tls = agent_listener_options(keys)
+        self._api_tls = api_server_options(keys)
+        self._peers_tls = https_policy(keys)
         self._manager_http = self._http(kept=FETCHES)
         self._manager = ManagerClient(self._manager_http, settings.manager.members)
         self.configs = ConfigParts(
             self.gateway,
             self.commands,
             self._manager,
-            self._http(https_policy(keys), kept=BATCHES),
+            self._http(self._peers_tls, kept=BATCHES),
             own=join_endpoint(settings.advertised("agentcenter"), settings.agentcenter.http_port),
             data_dir=settings.server.data_dir,
             reactor=reactor,
@@ -250,9 +253,8 @@ class AgentCenterRole:
             settings.listen,
             settings.http_port,
             setting="agentcenter.http_port",
-            tls=api_server_options(self._keys),
+            tls=self._api_tls,
         )
-        self._tls = agent_listener_options(self._keys)
         self.door.open()
         self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
         self._discovery.register(HTTP_NAME, self._address, settings.http_port, self._load)
@@ -267,6 +269,12 @@ class AgentCenterRole:
         )
         self._neighbours.start()
         self.silence.start()
+
+    def renew_keys(self, keys: Keys) -> None:
+        """Shake hands with these from now on; streams go on."""
+        self._keys = keys
+        for options in (self._agents_tls, self._api_tls, self._peers_tls):
+            options.renew(keys)
 
     def _listen_for_agents(self, door: Door) -> IListeningPort:
         settings = self._settings.agentcenter
@@ -283,7 +291,7 @@ class AgentCenterRole:
         return port
 
     def _secure(self, transport: TlsSocket, link: AgentLink, held: bytes) -> None:
-        transport.start_tls(ServerTls(self._tls.connection(), self._buffers), link, held)
+        transport.start_tls(ServerTls(self._agents_tls.connection(), self._buffers), link, held)
 
     def _others_have_room(self) -> bool:
         return self._neighbours is not None and self._neighbours.have_room()

@@ -13,6 +13,7 @@ from elkeid.keys import (
     export_archive,
     import_archive,
     load_keys,
+    renew_server,
 )
 from elkeid.private_files import write_new_private
 
@@ -92,17 +93,43 @@ def export(obj: Invocation, role: str, out: Path | None) -> None:
     )
 
 
+@keys.command()
+@click.pass_obj
+def renew(obj: Invocation) -> None:
+    """Make a new server certificate, signed by the same authority; agents need nothing new.
+
+    A running server takes it at SIGHUP, without dropping a connection.
+
+    \b
+    Example:
+      elkeid keys renew
+      pkill -HUP -f "twistd.* elkeid"
+    """
+    names = renew_server(obj.settings)
+    folder = obj.settings.server.keys_dir
+    click.echo(
+        f"Renewed {folder / 'server.crt'} and server.key for {', '.join(names)}. Send SIGHUP to "
+        "the server to use them now. For other machines: `elkeid keys export ac`, and there "
+        "`elkeid keys import --renew`."
+    )
+
+
 @keys.command(name="import")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--renew",
+    is_flag=True,
+    help="Replace the server's certificate, and ca.crt by one that holds all its authorities.",
+)
 @click.pass_obj
-def import_(obj: Invocation, file: Path) -> None:
-    """Put the keys of an archive in place; nothing that differs is replaced.
+def import_(obj: Invocation, file: Path, renew: bool) -> None:
+    """Put the keys of an archive in place; nothing that differs is replaced without --renew.
 
     \b
     Example:
       elkeid keys import elkeid-keys-ac.tar
     """
-    new = import_archive(obj.settings, file)
+    new = import_archive(obj.settings, file, renew=renew)
     folder = obj.settings.server.keys_dir
     if new:
         click.echo(f"Put {', '.join(new)} into {folder}. {file} can be deleted now.")

@@ -20,7 +20,7 @@ from elkeid.discovery.peers import Cluster
 from elkeid.discovery.registry import Preservation, Registry
 from elkeid.keys import Keys
 from elkeid.metrics import DiscoveryFigures, DiscoveryMetrics, SignedRequestMetrics
-from elkeid.tls import api_server_options
+from elkeid.tls import ServerOptions, api_server_options
 from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness
 from elkeid.web.rates import AddressRates
@@ -63,6 +63,7 @@ class DiscoveryRole:
     ) -> None:
         own = self._settings = settings.discovery
         self._keys, self._reactor, self._monotonic = keys, reactor, monotonic
+        self._tls: ServerOptions | None = None
         random = random or Random()  # noqa: S311 - for fairness, not for secrets
         node = node or uuid4().hex
         zones = Zones(own.zones)
@@ -129,6 +130,7 @@ class DiscoveryRole:
             listen(self._reactor, self.site, own.listen, own.port, setting="discovery.port")
         )
         if own.tls_port is not None:
+            self._tls = api_server_options(self._keys)
             self._ports.append(
                 listen(
                     self._reactor,
@@ -136,10 +138,15 @@ class DiscoveryRole:
                     own.listen,
                     own.tls_port,
                     setting="discovery.tls_port",
-                    tls=api_server_options(self._keys),
+                    tls=self._tls,
                 )
             )
         self.cluster.start()
+
+    def renew_keys(self, keys: Keys) -> None:
+        """Shake hands with these from now on."""
+        if self._tls is not None:
+            self._tls.renew(keys)
 
     async def stop(self) -> None:
         """Close the ports, tell the peers what waits, close the connections."""

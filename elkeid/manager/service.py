@@ -76,7 +76,7 @@ class ManagerRole:
         ac_agent: IAgent | None = None,
         hasher: PasswordHasher = HASHER,
     ) -> None:
-        self._settings, self._keys, self._reactor = settings, keys, reactor
+        self._settings, self._reactor = settings, reactor
         manager = settings.manager
         self._pool: ThreadPool | None = None
         if threads is None:
@@ -106,8 +106,10 @@ class ManagerRole:
             store_pending=lambda: self.store.pending,
             skews=lambda: dict(self.polls.skews()),
         )
+        self._api_tls = None if manager.tls_port is None else api_server_options(keys)
+        self._ac_tls = https_policy(keys) if ac_agent is None else None
         ac_http = JsonClient(
-            reactor, ac_agent or http_agent(reactor, https_policy(keys)), wall, credentials
+            reactor, ac_agent or http_agent(reactor, self._ac_tls), wall, credentials
         )
         self.news = ConfigNews(reactor, ac_http)
         self.polls = AcPoll(
@@ -178,8 +180,7 @@ class ManagerRole:
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
-            tls = api_server_options(self._keys)
-            self._open(self.api, manager.tls_port, "manager.tls_port", tls)
+            self._open(self.api, manager.tls_port, "manager.tls_port", self._api_tls)
         self.discovery.register(
             NAME, self._settings.advertised("manager"), manager.port, lambda: (0, None)
         )
@@ -188,6 +189,12 @@ class ManagerRole:
     def _gateways_changed(self, records: list[Record]) -> None:
         self.polls.changed(records)
         self.news.changed(records)
+
+    def renew_keys(self, keys: Keys) -> None:
+        """Shake hands with these from now on; connections go on."""
+        for options in (self._api_tls, self._ac_tls):
+            if options is not None:
+                options.renew(keys)
 
     def _open(self, api: Api, port: int, setting: str, tls: Any) -> None:
         site = FaceSite(api, self._reactor, spool_dir=self.uploads.folder)

@@ -499,3 +499,70 @@ def test_signing_pair_is_the_first() -> None:
     loaded: Keys = check_keys(Path("k"), _secrets(text), NOW)
     assert loaded.signing_pair == ("new-name", LONG + "1")
     assert list(loaded.aksk) == ["new-name", "old-name"]
+
+
+def test_renewed_server(settings: Settings) -> None:
+    """A new certificate and key for the names of the old one, signed by the same authority."""
+    folder = put(settings, SET)
+    names = keys.renew_server(settings, NOW + YEAR)
+    for name in ("192.0.2.7", "gateway.example", "2001:db8::7", "elkeid.com", "localhost"):
+        assert name in names
+    loaded = load_keys(settings, ALL_ROLES, NOW + YEAR)
+    assert loaded.server_cert != SET["server.crt"]
+    assert loaded.server_key != SET["server.key"]
+    assert loaded.expiry["server.crt"] > NOW + 10 * YEAR
+    kept = [name for name in ALL_FILES if not name.startswith("server.")]
+    assert {name: (folder / name).read_bytes() for name in kept} == {n: SET[n] for n in kept}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == dict.fromkeys([*ALL_FILES, ".lock"], 0o600)
+
+
+def test_renewed_though_the_old_one_is_lost_or_expired(settings: Settings) -> None:
+    """What is broken or over can be mended so; names then come from the settings."""
+    folder = put(settings, SET | {"server.crt": b"broken"})
+    (folder / "server.key").unlink()
+    assert keys.renew_server(settings, NOW + 20 * YEAR) == ["elkeid.com"]
+    assert load_keys(settings, ALL_ROLES, NOW + 20 * YEAR)
+
+
+def test_renewal_among_two_authorities(settings: Settings) -> None:
+    """The authority whose key is here signs, wherever it stands in ca.crt."""
+    put(settings, SET | {"ca.crt": OTHER_SET["ca.crt"] + SET["ca.crt"]})
+    keys.renew_server(settings, NOW)
+    put(settings, {"ca.crt": SET["ca.crt"]})
+    assert load_keys(settings, ALL_ROLES, NOW)
+
+
+def test_renewal_needs_the_authority(settings: Settings) -> None:
+    """On a machine without its key nothing is changed, and the way is told."""
+    folder = put(settings, {name: SET[name] for name in ALL_FILES if name != "ca.key"})
+    assert "keys import --renew" in refusal(lambda: keys.renew_server(settings, NOW))
+    put(settings, {"ca.key": OTHER_SET["ca.key"]})
+    assert "does not belong to" in refusal(lambda: keys.renew_server(settings, NOW))
+    assert (folder / "server.crt").read_bytes() == SET["server.crt"]
+
+
+def test_import_of_renewed_keys(settings: Settings, tmp_path: Path) -> None:
+    """Only on demand, only the server's pair, and no authority is taken away."""
+    there = elsewhere(settings)
+    packed = tmp_path / "ac.tar"
+    put(settings, SET)
+    packed.write_bytes(keys.export_archive(settings, "ac", NOW))
+    keys.import_archive(there, packed, NOW)
+    keys.renew_server(settings, NOW)
+    put(settings, {"ca.crt": SET["ca.crt"] + OTHER_SET["ca.crt"]})
+    packed.write_bytes(keys.export_archive(settings, "ac", NOW))
+    assert "differs" in refusal(lambda: keys.import_archive(there, packed, NOW))
+    new = keys.import_archive(there, packed, NOW, renew=True)
+    assert sorted(new) == ["ca.crt", "server.crt", "server.key"]
+    assert load_keys(there, ["ac"], NOW) == evolve(
+        load_keys(settings, ["ac"], NOW), keys_dir=there.server.keys_dir
+    )
+    put(settings, {"ca.crt": SET["ca.crt"]})
+    packed.write_bytes(keys.export_archive(settings, "ac", NOW))
+    assert "ca.crt is there and differs" in refusal(
+        lambda: keys.import_archive(there, packed, NOW, renew=True)
+    )
+    put(settings, OTHER_SET)
+    packed.write_bytes(keys.export_archive(settings, "ac", NOW))
+    assert "differs" in refusal(lambda: keys.import_archive(there, packed, NOW, renew=True))

@@ -1,9 +1,12 @@
 """Choosing roles, settings at start, and composition, on a reactor in memory."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from elkeid import process, tap
 from elkeid.config import Settings
 from elkeid.errors import KeysError
-from elkeid.keys import Keys
+from elkeid.keys import Keys, renew_server
 from elkeid.lifecycle import OrderedRoles
 
 
@@ -45,9 +48,14 @@ class NotingSd(Noting):
 
 
 class NotingAc(Noting):
-    """Stands where the gateway would."""
+    """Stands where the gateway would; wants to know of other keys."""
 
     name = "ac"
+    renewed_with: ClassVar[list[Keys]] = []
+
+    def renew_keys(self, keys: Keys) -> None:
+        """See `Role`."""
+        self.renewed_with.append(keys)
 
 
 class NotingManager(Noting):
@@ -92,9 +100,10 @@ class TapTests(SynchronousTestCase):
         """A folder of its own, roles that only take notes, a process that is not this one."""
         self.folder = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
         self.settings_file = self.folder / "elkeid.toml"
         self.settings_file.write_text("")
-        del Noting.story[:], Noting.made_with[:]
+        del Noting.story[:], Noting.made_with[:], NotingAc.renewed_with[:]
         self.patch(
             tap,
             "ROLES",
@@ -118,6 +127,29 @@ class TapTests(SynchronousTestCase):
         service = tap.makeService(self.options(*argv), reactor)
         assert isinstance(service, OrderedRoles)
         return service, reactor
+
+    def test_keys_are_loaded_again(self) -> None:
+        """SIGHUP gives roles what is on disk now; files that are at fault change nothing."""
+        service, reactor = self.service()
+        reactor.callFromThread = partial(reactor.callLater, 0)
+        start(service, reactor)
+        before = Noting.made_with[0][1]
+        folder = self.folder / "keys"
+        (folder / "server.crt").rename(folder / "aside")
+        os.kill(os.getpid(), signal.SIGHUP)
+        reactor.advance(0)
+        self.assertEqual(NotingAc.renewed_with, [])
+        (folder / "aside").rename(folder / "server.crt")
+        renew_server(self.options()["settings"])
+        os.kill(os.getpid(), signal.SIGHUP)
+        reactor.advance(0)
+        (renewed,) = NotingAc.renewed_with  # of the one role that wants to know
+        self.assertNotEqual(renewed.server_cert, before.server_cert)
+        self.assertEqual(renewed.aksk, before.aksk)
+        stopped = service.stopService()
+        reactor.advance(10)
+        self.successResultOf(stopped)
+        self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
 
     def test_nothing_happens_before_the_start(self) -> None:
         """Options and composition write nothing, open nothing and make no role."""

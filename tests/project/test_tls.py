@@ -140,6 +140,16 @@ def _wrapped(options: Any, is_client: bool, protocol: Protocol) -> TLSMemoryBIOP
     return wrapped
 
 
+def _server_pair(certificate: bytes, key: bytes) -> dict[str, bytes]:
+    return {"server_cert": certificate, "server_key": key}
+
+
+def _shown(meeting: "Meeting") -> bytes:
+    """The certificate that the server showed."""
+    shown = meeting.client_tls._tlsConnection.get_peer_certificate(as_cryptography=True)
+    return cast(bytes, shown.public_bytes(Encoding.DER))
+
+
 def changed_client(change: Callable[[SSL.Context], object], keys: Keys = OURS) -> tls.ClientOptions:
     """An agent whose TLS context was changed."""
     options = tls.agent_client_options(keys)
@@ -277,7 +287,7 @@ class AgentPortTests(SynchronousTestCase):
                 connection.set_session(session)
                 return connection
 
-        again = Meeting(listener, Returning(client._context))
+        again = Meeting(listener, Returning(lambda keys: client._context, OURS))
         self.assertTrue(again.works)
         self.assertFalse(_resumed(again))
 
@@ -287,7 +297,7 @@ class AgentPortTests(SynchronousTestCase):
         context.set_max_proto_version(SSL.TLS1_2_VERSION)
         context.set_alpn_protos([b"h2"])
         tls._identify(context, OURS, "client.crt", OURS.client_cert, OURS.client_key)
-        meeting = self.meet(tls.ClientOptions(context))
+        meeting = self.meet(tls.ClientOptions(lambda keys: context, OURS))
         self.assertTrue(meeting.works)
         client, server = meeting.client_tls.getHandle(), meeting.server_tls.getHandle()
         self.assertTrue(client.renegotiate())
@@ -383,6 +393,35 @@ class ApiTests(SynchronousTestCase):
         both = evolve(OURS, ca_cert=STRANGERS.ca_cert + OURS.ca_cert)
         for server in (OURS, STRANGERS):
             self.assertTrue(Meeting(tls.api_server_options(server), tls.client_options(both)).works)
+
+    def test_renewed(self) -> None:
+        """Keys loaded again serve those who come; who is here notices nothing."""
+        listener, client = tls.agent_listener_options(OURS), tls.agent_client_options(OURS)
+        before = Meeting(listener, client)
+        self.assertTrue(before.works)
+        renewed = evolve(OURS, **_server_pair(*issued("elkeid.com", NOW + DAY)))
+        listener.renew(renewed)
+        after = Meeting(listener, client)
+        self.assertTrue(after.works)
+        self.assertNotEqual(_shown(before), _shown(after))
+        assert before.client.transport is not None
+        before.client.transport.write(b"again")
+        before.pump.flush()
+        self.assertIn(b"again", before.client.got)
+
+    def test_authority_changed_in_two_steps(self) -> None:
+        """While both are trusted, agents and servers of the old and of the new one meet."""
+        both = OURS.ca_cert + STRANGERS.ca_cert
+        listener = tls.agent_listener_options(OURS)
+        listener.renew(evolve(OURS, ca_cert=both))
+        client = tls.client_options(OURS)
+        client.renew(evolve(OURS, ca_cert=both))
+        agent = evolve(STRANGERS, ca_cert=both)
+        self.assertTrue(Meeting(listener, tls.agent_client_options(agent)).works)
+        self.assertTrue(Meeting(tls.api_server_options(STRANGERS), client).works)
+        listener.renew(STRANGERS)
+        self.assertTrue(Meeting(listener, tls.agent_client_options(agent)).works)
+        self.assertFalse(Meeting(listener, tls.agent_client_options(OURS)).works)
 
     def test_keys_of_a_role_without_them(self) -> None:
         """Keys that were not loaded are named, not met as a fault inside OpenSSL."""
