@@ -261,6 +261,7 @@ class AgentCenterSettings:
     agent_bytes_rate: float = _seconds(4 * MiB, 1024, 1e12)  # decompressed bytes/s of one agent
     agent_bytes_burst: int = _number(64 * MiB, 1024, 1 << 40)
     proxy_networks: tuple[str, ...] = field(default=(), validator=networks)
+    agent_metrics: int = _number(0, 0, 100_000)  # agents with metrics of their own; 0: none
     control_rate: float = _seconds(10, 0.1, 1e6)  # records/s per agent; the rest counts as logs
     logs_rate: float = _seconds(20, 0.1, 1e6)  # records/s per agent; beyond, dropped and counted
     logs_burst: int = _number(200, 1, 1_000_000)

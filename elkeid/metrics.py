@@ -5,6 +5,7 @@ Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import inf
 from typing import Any
 
 from attrs import frozen
@@ -369,6 +370,7 @@ class GatewayFigures:
     failed_handshakes: int
     messages: int
     commands: int
+    agent_records: Callable[[int], Mapping[str, int]] | None  # of all records; None: not by agent
     records: Mapping[str, int]  # by data type
     ended: Mapping[str, int]  # calls by gRPC status
     unidentified: int
@@ -415,8 +417,12 @@ class AgentCenterMetrics(Collector):
         yield _exact(
             "elkeid_ac_output_data_type_count", "Records by data type", ("data_type",), types
         )
-        total = {(): sum(now.records.values())}
-        yield _exact("elkeid_ac_output_count", "Records received", (), total)
+        total = sum(now.records.values())
+        if now.agent_records is None:
+            yield _exact("elkeid_ac_output_count", "Records received", (), {(): total})
+        else:
+            each = {(agent,): count for agent, count in now.agent_records(total).items()}
+            yield _exact("elkeid_ac_output_count", "Records received", ("agent_id",), each)
         yield _gauge("elkeid_ac_streams", "Transfer streams that hold a place", now.streams)
         yield _gauge(
             "elkeid_ac_connection_limit", "Transfer streams served at most", now.connection_limit
@@ -478,6 +484,142 @@ class AgentCenterMetrics(Collector):
             ("file",),
             expiry,
             "gauge",
+        )
+
+
+@frozen(kw_only=True)
+class AdmissionFigures:
+    """Who is let in, and what limits were reached; totals since the start of the process."""
+
+    port_open: bool
+    port_closings: int
+    connections: int
+    handshakes: Mapping[str, int]  # connections whose handshake is not over, by state
+    turned_away: Mapping[str, int]  # connections, by reason
+    refused_streams: Mapping[str, int]  # by reason
+    refused_messages: Mapping[str, int]  # half-sent, by reason
+    over_budget: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    memory_waiting: int
+    memory_waits: int
+    memory_evictions: int
+    vanished: int
+    turns_cut: int
+    listed: Mapping[str, int]  # entries by list
+
+
+class AdmissionMetrics(Collector):
+    """What the agents' door counts, read when it is shown.
+
+    Args:
+        registry: where it is shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], AdmissionFigures]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of the door."""
+        now = self._read()
+        yield _gauge("elkeid_ac_port_open", "Whether agents find an open port", now.port_open)
+        yield _gauge("elkeid_ac_connections", "Agents' connections", now.connections)
+        for name, text, label, values, kind in (
+            ("handshakes_pending", "Accepted connections", "state", now.handshakes, "gauge"),
+            ("turned_away_total", "Connections reset", "reason", now.turned_away, "unknown"),
+            ("streams_refused_total", "Streams ended", "reason", now.refused_streams, "unknown"),
+            (
+                "messages_refused_total",
+                "Half-sent messages that ended their calls",
+                "reason",
+                now.refused_messages,
+                "unknown",
+            ),
+            ("listed", "Entries of the lists of ids", "list", now.listed, "gauge"),
+        ):
+            series = {(each,): count for each, count in values.items()}
+            yield _exact(f"elkeid_ac_{name}", text, (label,), series, kind)
+        for name, text, value in (
+            ("memory_bytes", "Held of the budget of all streams", now.memory_bytes),
+            ("memory_limit_bytes", "The budget of all streams", now.memory_limit_bytes),
+            ("memory_waiting", "Messages that wait for room", now.memory_waiting),
+        ):
+            yield _gauge(f"elkeid_ac_{name}", text, value)
+        for name, text, value in (
+            ("port_closings_total", "Times the port was closed as full", now.port_closings),
+            ("over_budget_total", "Windows not refilled for an agent's rate", now.over_budget),
+            ("memory_waits_total", "Messages that had to wait for room", now.memory_waits),
+            ("memory_evictions_total", "Messages that had to make room", now.memory_evictions),
+            ("vanished_total", "Connections reset for their silence", now.vanished),
+            ("turns_cut_total", "Reactor turns cut for their budget", now.turns_cut),
+        ):
+            yield _exact(f"elkeid_ac_{name}", text, (), {(): value})
+
+
+class AgentMetrics(Collector):
+    """What each agent and plugin says of its load; names and labels as queries expect them.
+
+    Args:
+        registry: where it is shown.
+        read: gauge -> (agent id, name of the plugin or ``agent``) -> value.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        read: Callable[[], Mapping[str, Mapping[tuple[str, str], float]]],
+    ) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each gauge."""
+        for name, series in self._read().items():
+            family = f"elkeid_ac_agent_{name}"
+            text = f"{name} as agents report it"
+            yield _exact(family, text, ("agent_id", "name"), series, "gauge")
+
+
+class LatenessMetrics(Collector):
+    """How late the reactor's timers are.
+
+    Args:
+        registry: where it is shown.
+        read: gives upper bounds in seconds with the number of ticks up to each, and the sum of
+            all lateness, seconds.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        read: Callable[[], tuple[list[tuple[float, int]], float]],
+    ) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers this name."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """One histogram."""
+        bounds, total = self._read()
+        buckets = [(f"{bound:g}" if bound != inf else "+Inf", count) for bound, count in bounds]
+        yield HistogramMetricFamily(
+            "elkeid_reactor_lateness_seconds",
+            "How late a timer of the reactor is called",
+            buckets=buckets,
+            sum_value=total,
         )
 
 

@@ -10,6 +10,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
+from elkeid.agentcenter.claims import Conflict, Replacement, Unidentified
 from elkeid.agentcenter.configs import ConfigState
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.heartbeats import agent_info, plugin_info
@@ -39,6 +40,20 @@ class AgentStatus(msgspec.Struct):
 
     agent_info: dict[str, Any]
     plugins_info: list[dict[str, Any]]
+
+
+class Disputes(msgspec.Struct):
+    """Answer of ``GET /conn/conflicts``."""
+
+    conflicts: list[Conflict]
+    replaced: list[Replacement]
+
+
+class Nameless(msgspec.Struct):
+    """One entry of ``GET /conn/unidentified``."""
+
+    connected: bool
+    host: Unidentified
 
 
 def status_of(agent: Agent) -> dict[str, Any]:
@@ -106,6 +121,25 @@ class ConnectionRoutes:
     async def count(self, call: Call) -> object:
         """Their number."""
         return len(self._gateway.table)
+
+    @routes.get("/conn/conflicts", answer=Disputes, summary="The latest disputes about agent ids")
+    async def conflicts(self, call: Call) -> object:
+        """Who lost a claim, and who is replaced again and again; the latest first."""
+        claims = self._gateway.table.claims
+        return Disputes(claims.conflicts.latest(), claims.replaced.latest())
+
+    @routes.get(
+        "/conn/unidentified",
+        answer=list[Nameless],
+        summary="Hosts whose agents send no id, the latest first",
+    )
+    async def unidentified(self, call: Call) -> object:
+        """Each with the id that was derived for it, and whether it is connected."""
+        table = self._gateway.table
+        return [
+            Nameless(table.get(entry.agent_id) is not None, entry)
+            for entry in table.claims.unidentified.latest()
+        ]
 
     @routes.get("/ledger", answer=dict[str, Any], summary="What was read, kept, dropped and taken")
     async def ledger(self, call: Call) -> object:

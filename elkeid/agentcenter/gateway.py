@@ -15,6 +15,7 @@ from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.memory import MemoryBudget
+from elkeid.agentcenter.per_agent import PerAgentMetrics
 from elkeid.agentcenter.rates import FlowBudget
 from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.agentcenter.tags import TagBook
@@ -88,6 +89,7 @@ class Gateway:
         self.tokens = TokenBook(monotonic)
         self.tags: TagBook | None = None  # None: nobody knows any
         self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
+        self.per_agent: PerAgentMetrics | None = None
         self.flow_floor = FlowBudget.floor(settings)
         # One message at a time is decompressed: its room is kept free for good.
         self.memory = MemoryBudget(
@@ -185,8 +187,10 @@ class Gateway:
     def _transfer(self, link: AgentLink, event: CallStarted) -> Call:
         stream = TransferStream(self, link, event.stream_id, event.encoding)
         if self.draining is not None:
+            self.counters.refused["stopping"] += 1
             stream.end(self.draining, "this AgentCenter is stopping")
         elif self.streams >= self.settings.connection_limit:
+            self.counters.refused["limit"] += 1
             stream.end(Status.UNKNOWN, "out of max connection limit")
             if self.turns_away():  # else it comes back on this connection, again and again
                 self.clock.callLater(0, link.go_away)

@@ -27,6 +27,7 @@ from elkeid.agentcenter.last_configs import BATCHES
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours
+from elkeid.agentcenter.per_agent import PerAgentMetrics
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
 from elkeid.agentcenter.silence import SilenceWatch
@@ -43,11 +44,16 @@ from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
 from elkeid.kafka.service import KafkaFeed
 from elkeid.keys import Keys
+from elkeid.lateness import LatenessMonitor
 from elkeid.metrics import (
+    AdmissionFigures,
+    AdmissionMetrics,
     AgentCenterMetrics,
+    AgentMetrics,
     CommandMetrics,
     ConfigMetrics,
     GatewayFigures,
+    LatenessMetrics,
     ResultMetrics,
     SignedRequestMetrics,
     TagMetrics,
@@ -96,6 +102,14 @@ class AgentCenterRole:
         self.gateway.follow(self.commands)
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
+        if settings.agentcenter.agent_metrics:
+            per_agent = PerAgentMetrics(settings.agentcenter.agent_metrics)
+            self.gateway.per_agent = per_agent
+            self.gateway.follow(per_agent)
+            AgentMetrics(self.registry, per_agent.gauges)
+        AdmissionMetrics(self.registry, self._admission)
+        self.lateness = LatenessMonitor(reactor, time.monotonic)
+        LatenessMetrics(self.registry, self.lateness.figures)
         CommandMetrics(self.registry, self.commands.figures)
         self._agents_tls = agent_listener_options(keys)
         self._api_tls = api_server_options(keys)
@@ -269,6 +283,7 @@ class AgentCenterRole:
         )
         self._neighbours.start()
         self.silence.start()
+        self.lateness.start()
 
     def renew_keys(self, keys: Keys) -> None:
         """Shake hands with these from now on; streams go on."""
@@ -307,6 +322,7 @@ class AgentCenterRole:
         self._stopping = True
         try:
             self.silence.stop()
+            self.lateness.stop()
             if self._registered:
                 await self.drain.finish(DRAIN_SECONDS)
             if self._neighbours is not None:
@@ -355,6 +371,37 @@ class AgentCenterRole:
             )
         return problems
 
+    def _admission(self) -> AdmissionFigures:
+        gateway, door = self.gateway, self.door
+        counters, memory = gateway.counters, gateway.memory
+        claims = gateway.table.claims
+        return AdmissionFigures(
+            port_open=door.is_open,
+            port_closings=door.closings,
+            connections=len(gateway.links),
+            handshakes={
+                "silent": door.silent,
+                "waiting": door.handshakes.waiting,
+                "under_way": door.handshakes.under_way,
+            },
+            turned_away=door.refused,
+            refused_streams=counters.refused,
+            refused_messages=counters.refused_messages,
+            over_budget=counters.over_budget,
+            memory_bytes=memory.used,
+            memory_limit_bytes=memory.limit,
+            memory_waiting=memory.waiting,
+            memory_waits=memory.waits,
+            memory_evictions=memory.evictions,
+            vanished=self.silence.vanished,
+            turns_cut=self._watch.cut,
+            listed={
+                "conflicts": len(claims.conflicts),
+                "replaced": len(claims.replaced),
+                "unidentified": len(claims.unidentified),
+            },
+        )
+
     def _figures(self) -> GatewayFigures:
         gateway = self.gateway
         counters, table = gateway.counters, gateway.table
@@ -368,6 +415,7 @@ class AgentCenterRole:
             failed_handshakes=counters.failed_handshakes,
             messages=counters.messages,
             commands=self.commands.written,
+            agent_records=None if gateway.per_agent is None else gateway.per_agent.records,
             records={str(kind): count for kind, count in counters.data_types.items()},
             ended={str(int(status)): count for status, count in counters.statuses.items()},
             unidentified=counters.unidentified,

@@ -18,6 +18,7 @@ from typing import Protocol
 from attrs import frozen
 
 from elkeid.agentcenter.arrivals import Arrivals
+from elkeid.agentcenter.claims import Claims
 from elkeid.agentcenter.configs import ConfigState
 from elkeid.wire.rawdata import Header
 
@@ -104,6 +105,7 @@ class AgentTable:
         self.replaced = 0
         self.hands_changed = 0
         self.conflicts = 0  # claims that lost
+        self.claims = Claims()
 
     def __len__(self) -> int:
         return len(self._agents)
@@ -132,6 +134,10 @@ class AgentTable:
         self.touch(agent)
         return agent
 
+    def _lost(self, agent_id: str, loser: Holder, holder: Holder, outcome: str, wall: int) -> None:
+        self.conflicts += 1
+        self.claims.lost(agent_id, loser, holder, outcome, wall)
+
     def claim(self, agent_id: str, stream: Holder, wall: int) -> tuple[Claim, Holder | None]:
         """A new stream says that it is ``agent_id``.
 
@@ -150,10 +156,11 @@ class AgentTable:
         old = agent.stream
         if old.peer_host == stream.peer_host:
             self.replaced += 1
+            self.claims.took_over(agent_id, stream, wall)
             self._seat(agent_id, stream, wall).hands_changed_at = agent.hands_changed_at
             return Claim.HELD, old
         if agent_id in self._claimants:
-            self.conflicts += 1
+            self._lost(agent_id, stream, old, "refused", wall)
             return Claim.REFUSED, None
         self._claimants[agent_id] = stream
         self._probed[agent_id] = old
@@ -185,16 +192,18 @@ class AgentTable:
         changed = agent.hands_changed_at
         too_soon = changed is not None and now - changed < self._takeover_seconds
         if answered or too_soon or agent.stream is not probed:
-            self.conflicts += 1
+            self._lost(agent_id, claimant, agent.stream, "refused", wall)
             return False, None
         self.hands_changed += 1
+        self.claims.lost(agent_id, probed, claimant, "displaced", wall)
         self._seat(agent_id, claimant, wall).hands_changed_at = now
         return True, probed
 
     def release(self, agent_id: str, stream: Holder, wall: int) -> Holder | None:
         """A stream is over; return the newcomer that thereby holds its id, if one waited."""
         if self._claimants.get(agent_id) is stream:
-            del self._claimants[agent_id], self._probed[agent_id]
+            del self._claimants[agent_id]
+            self._lost(agent_id, stream, self._probed.pop(agent_id), "left", wall)
             return None
         agent = self._agents.get(agent_id)
         if agent is None or agent.stream is not stream:

@@ -140,6 +140,8 @@ class TransferStream:
             if not header.agent_id:
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
+        if gateway.per_agent is not None:
+            gateway.per_agent.count(self.agent_id, packet.count)
         flow = self._flow
         flow.records -= packet.count
         flow.octets -= len(data)
@@ -256,9 +258,11 @@ class TransferStream:
         else:
             self.agent_id = derived_id(header)
             gateway.counters.unidentified += 1
+            gateway.table.claims.without_id(self.agent_id, header, self.peer_addr, gateway.wall())
         if self._state is State.FIRST:
             self._cancel_timer()
             if not wire_id and gateway.settings.empty_agent_id == "refuse":
+                gateway.counters.refused["no_id"] += 1
                 self.end(Status.INVALID_ARGUMENT, "agent_id is empty")
             else:
                 self._claim()
@@ -274,6 +278,7 @@ class TransferStream:
             if isinstance(other, TransferStream):
                 other.end(Status.ABORTED, "replaced by a newer stream of this agent")
         elif claim is Claim.REFUSED:
+            gateway.counters.refused["conflict"] += 1
             self.end(Status.UNKNOWN, "agentID conflict")
         else:
             assert isinstance(other, TransferStream)
@@ -293,6 +298,7 @@ class TransferStream:
         now = gateway.monotonic()
         held, old = gateway.table.settle(self.agent_id, self, answered, now, gateway.wall())
         if not held:
+            gateway.counters.refused["conflict"] += 1
             self.end(Status.UNKNOWN, "agentID conflict")
             return
         self.granted()
@@ -468,11 +474,13 @@ class TransferStream:
     def _silent(self) -> None:
         self._timer = None
         seconds = self._gateway.settings.first_message_seconds
+        self._gateway.counters.refused["silent"] += 1
         self.end(Status.DEADLINE_EXCEEDED, f"no message within {seconds:g} s")
 
     def _violate(self, status: int, message: str) -> None:
         """The peer broke a rule or a limit: the stream ends at once."""
         self._report(message)
+        self._gateway.counters.refused[Status(status).name.lower()] += 1
         if self._state is not State.ENDED:
             self._gateway.counters.ended(status)
             self._link.grpc.end_call(self._stream_id, status, message)

@@ -55,6 +55,30 @@ class ApiTests(SynchronousTestCase):
         host.send(host.open(), batch(agent_id, 1000, cpu="0.5"))
         return host
 
+    def test_disputes_and_hosts_without_an_id(self) -> None:
+        """Who lost a claim, who is replaced, who has no id: for operators, signed."""
+        self.join("a1")
+        self.join("a1")
+        thief = self.join("a1", "10.6.6.6")
+        thief.drop()
+        nameless = self.join("")
+        code, answer = self.get("/conn/conflicts")
+        self.assertEqual((code, answer["code"]), (200, 0))
+        (conflict,) = answer["data"]["conflicts"]
+        self.assertEqual(
+            (conflict["agent_id"], conflict["address"], conflict["outcome"], conflict["count"]),
+            ("a1", "10.6.6.6", "left", 1),
+        )
+        (replaced,) = answer["data"]["replaced"]
+        self.assertEqual((replaced["address"], replaced["count"]), ("10.0.0.1", 1))
+        _, answer = self.get("/conn/unidentified")
+        (entry,) = answer["data"]
+        self.assertEqual((entry["connected"], entry["host"]["hostname"]), (True, "h"))
+        nameless.drop()
+        _, answer = self.get("/conn/unidentified")
+        self.assertFalse(answer["data"][0]["connected"])
+        self.assertEqual(self.get("/conn/conflicts", AccessKey="nobody")[0], 403)
+
     def test_empty(self) -> None:
         """Without agents the answers are empty, not null."""
         for path, data in [("/conn/stat", []), ("/conn/list", []), ("/conn/count", 0)]:
