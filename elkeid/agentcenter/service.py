@@ -151,7 +151,7 @@ class AgentCenterRole:
         self._peer_http = self._http(https_policy(keys))
         self.uploads = Uploads(
             self.gateway,
-            folder=settings.server.data_dir / "uploads",
+            folder=settings.server.data_dir / "agent-uploads",
             in_thread=partial(deferToThreadPool, reactor, self._upload_pool),
             manager=self._manager,
             results=self.results,
@@ -167,7 +167,11 @@ class AgentCenterRole:
         )
         UploadMetrics(self.registry, self.uploads.figures)
         TagMetrics(self.registry, self.tags.figures)
-        self.gateway.held_elsewhere += [lambda: self.commands.bytes, lambda: self.tags.held_bytes]
+        self.gateway.held_elsewhere += [
+            lambda: self.commands.bytes,
+            lambda: self.tags.held_bytes,
+            lambda: self.uploads.queued_bytes,
+        ]
         self._neighbours: Neighbours | None = None
         self.door = Door(
             settings.agentcenter,

@@ -116,7 +116,8 @@ class Uploads:
         self.manager, self.results, self.check, self.room = manager, results, check, room
         self.settings = gateway.settings
         self.under_way: dict[str, UploadCall] = {}  # by token
-        self.held_bytes = 0
+        self.held_bytes = 0  # of files under way
+        self.queued_bytes = 0  # of these, in memory
         self.received_bytes = 0
         self.outcomes: Counter[str] = Counter()
         self._running: set[Deferred[None]] = set()
@@ -220,10 +221,14 @@ class UploadCall:
             return
         if piece:
             self._queue.append(piece)
-            self._queued += len(piece)
+            self._count_queued(len(piece))
         if self._state is State.RECEIVING:
             self._write()
         self._pause_or_resume()
+
+    def _count_queued(self, size: int) -> None:
+        self._queued += size
+        self._uploads.queued_bytes += size
 
     def _begin(self, raw: bytes) -> bool:
         """Look at the first piece's token; False when the upload is refused."""
@@ -357,8 +362,9 @@ class UploadCall:
             while self._queue and self._state is State.RECEIVING:
                 pieces, self._queue = self._queue, []
                 await uploads.in_thread(self._file.write, pieces)
-                self._queued -= sum(len(piece) for piece in pieces)
-                self._pause_or_resume()
+                if self._state is State.RECEIVING:  # else `_end` has done so
+                    self._count_queued(-sum(len(piece) for piece in pieces))
+                    self._pause_or_resume()
         except OSError as error:
             self._disk_failed(error)
         self._writing = False
@@ -464,6 +470,7 @@ class UploadCall:
         if uploads.under_way.get(self._token) is self:
             del uploads.under_way[self._token]
         self._queue = []
+        self._count_queued(-self._queued)
         for timer in (self._deadline, self._idle):
             if timer.active():
                 timer.cancel()

@@ -194,7 +194,7 @@ class UploadTests(SynchronousTestCase):
         """No file, no count and no timer of an upload is left."""
         self.assertEqual(list(self.folder.iterdir()), [])
         self.assertEqual(self.uploads.under_way, {})
-        self.assertEqual(self.uploads.held_bytes, 0)
+        self.assertEqual((self.uploads.held_bytes, self.uploads.queued_bytes), (0, 0))
         self.assertEqual(self.results.committed, len(self.results.kept))
 
     def reported(self) -> list[tuple[str, str]]:
@@ -515,6 +515,26 @@ class UploadTests(SynchronousTestCase):
         self.host.send(stream, piece(TOKEN, b"x"))
         self.ends(stream, 13, "disk")
         self.assertEqual(self.reported(), [("failed", "the gateway's disk refused the file")])
+
+    def test_broken_while_the_disk_works(self) -> None:
+        """A stream that breaks within a write is forgotten once that write is over."""
+        waiting: list[tuple[Deferred[Any], Any]] = []
+
+        def slow(function: Any, *args: Any) -> Deferred[Any]:
+            waiting.append((Deferred(), lambda: function(*args)))
+            return waiting[-1][0]
+
+        stream = self.begin()
+        self.host.send(stream, piece(TOKEN, b"x"))
+        self.in_thread = slow
+        self.host.send(stream, piece(TOKEN, b"y"))
+        self.host.send(stream, piece(TOKEN, b"z"))
+        self.host.drop()
+        self.assertEqual(self.reported(), [("failed", "the upload broke off")])
+        while waiting:
+            done, work = waiting.pop(0)
+            done.callback(work())
+        self.clean()
 
     def test_a_draining_gateway(self) -> None:
         """A file that begins now could not be delivered before the end."""
