@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from elkeid.garbage import Pauses
+
 
 class ExactCounter(Collector):
     """A counter whose series bear exactly its name.
@@ -163,6 +165,36 @@ class DiscoveryMetrics:
 def _figure(figures: Callable[[], DiscoveryFigures], field: str) -> Mapping[str, float]:
     found: Mapping[str, float] = getattr(figures(), field)
     return found
+
+
+class GarbageMetrics(Collector):
+    """How long Python's garbage collector held up everything else in this process.
+
+    Args:
+        registry: where it is shown.
+        pauses: what was measured.
+    """
+
+    def __init__(self, registry: CollectorRegistry, pauses: Pauses) -> None:
+        self._pauses = pauses
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of this prefix."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """The three families."""
+        pauses = self._pauses
+        for name, text, values in (
+            ("collections_total", "Garbage collections", pauses.count),
+            ("pause_seconds_total", "Time that garbage collections took", pauses.seconds),
+        ):
+            by_generation = {(str(number),): value for number, value in enumerate(values)}
+            yield _exact(f"elkeid_gc_{name}", text, ("generation",), by_generation)
+        yield _gauge(
+            "elkeid_gc_longest_pause_seconds", "Longest garbage collection", pauses.longest
+        )
 
 
 class SignedRequestMetrics(Collector):

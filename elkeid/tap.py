@@ -22,6 +22,7 @@ from twisted.python.reflect import namedAny
 from elkeid import process, welcome
 from elkeid.config import Settings, load
 from elkeid.errors import ConfigError, KeysError
+from elkeid.garbage import Keeper
 from elkeid.keys import Keys, load_keys, obtain_keys
 from elkeid.lifecycle import OrderedRoles, Role, sentence
 from elkeid.logging import LogSetup
@@ -81,6 +82,7 @@ class ProcessRole:
 
     def __init__(self, settings: Settings, roles: Collection[str], reactor: Any) -> None:
         self._settings, self._roles, self._reactor = settings, roles, reactor
+        self._garbage = Keeper(reactor)
 
     async def start(self) -> None:
         """Wait until signals are caught, then raise limits and set the deadline for a stop."""
@@ -89,11 +91,13 @@ class ProcessRole:
         await running
         self._reactor.addSystemEventTrigger("before", "shutdown", process.end_by)
         open_files = process.raise_open_files()
+        self._garbage.start()
         if "ac" in self._roles:
             process.tell_agent_limit(open_files, self._settings.agentcenter.connection_limit)
 
     async def stop(self) -> None:
-        """Nothing to give back."""
+        """Give the garbage collector back."""
+        self._garbage.stop()
 
 
 class KeysRole:

@@ -42,6 +42,7 @@ from elkeid.config import Settings, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
+from elkeid.garbage import pauses
 from elkeid.kafka.service import KafkaFeed
 from elkeid.keys import Keys
 from elkeid.lateness import LatenessMonitor
@@ -52,6 +53,7 @@ from elkeid.metrics import (
     AgentMetrics,
     CommandMetrics,
     ConfigMetrics,
+    GarbageMetrics,
     GatewayFigures,
     LatenessMetrics,
     ResultMetrics,
@@ -102,6 +104,7 @@ class AgentCenterRole:
         self.gateway.follow(self.commands)
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
+        GarbageMetrics(self.registry, pauses)
         if settings.agentcenter.agent_metrics:
             per_agent = PerAgentMetrics(settings.agentcenter.agent_metrics)
             self.gateway.per_agent = per_agent

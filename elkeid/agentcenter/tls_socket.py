@@ -218,9 +218,10 @@ class TlsSocket:
                 self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         producer, self._producer = self._producer, None
+        protocol, self._protocol = self._protocol, None  # else both would wait for the collector
         if producer is not None:
             producer.stopProducing()
-        self._protocol.connectionLost(reason)
+        protocol.connectionLost(reason)
 
     def _want(self, events: int) -> None:
         if self.connected and events != self._events:
