@@ -52,7 +52,7 @@ START_SECONDS = 3.0  # for finding a peer that tells what it knows, before servi
 START_PAUSE = 0.5  # seconds between two rounds of asking all peers at the start
 ANSWER_BYTES = 64 << 20  # 10,000 instances with extras of full size
 SKEW_SECONDS = 2.0  # a smaller difference of clocks is within what a Date header tells
-PRIOR = 10.0  # answers that count as evenly spread until more have been given
+PRIOR = 10.0  # answers between two probes below which these say little
 
 T = TypeVar("T")
 
@@ -94,9 +94,10 @@ class Peer:
         self.address, self._cluster = address, cluster
         self.kind = Kind.UNKNOWN
         self.alive = False
-        self.steered = 0  # answers it gave that named an instance for an agent, as far as known
+        self.share = 1.0  # agents that asked it between two probes, for each that asked here
         self.outbox = Outbox()
         self._skew = 0.0  # its clock minus ours, seconds
+        self._steered = 0, 0  # by it and by this node, at the latest probe
         self._outage = Outage(f"ServiceDiscovery {address} does not answer")
         self._pushing = Outage(f"ServiceDiscovery {address} takes no changes")
         self._comparing = Outage(f"ServiceDiscovery {address} cannot be compared with")
@@ -109,7 +110,10 @@ class Peer:
         answer = reply.decode(_Data[Ping]).data
         skew = reply.skew or 0.0
         self._skew = skew if abs(skew) > SKEW_SECONDS else 0.0
-        self.steered = answer.steered
+        before, own_before = self._steered
+        own = self._cluster.steered
+        self.share = (max(0, answer.steered - before) + PRIOR) / (own - own_before + PRIOR)
+        self._steered = answer.steered, own
         if answer.node is None:
             self.kind = Kind.UPSTREAM
         else:
@@ -281,15 +285,9 @@ class Cluster:
         """How many agents are likely to have been named an instance, for each that is here.
 
         The other nodes name the same one meanwhile. How agents spread over nodes is seen from
-        the totals that probes bring; until many have asked they are taken to spread evenly.
+        the totals that probes bring; while few ask they are taken to spread evenly.
         """
-        others = [
-            peer.steered
-            for peer in self.peers
-            if peer.alive and peer.kind in (Kind.OURS, Kind.UPSTREAM)
-        ]
-        everyone = self.steered + sum(others)
-        return (everyone + PRIOR * (len(others) + 1)) / (self.steered + PRIOR)
+        return 1.0 + sum(peer.share for peer in self.peers if peer.alive and peer.kind is Kind.OURS)
 
     async def snapshot(self) -> None:
         """Take what the peers know, before anyone is served; returns after `START_SECONDS`."""

@@ -121,7 +121,12 @@ class Node(Place):
         self.settings = parse(
             {
                 "server": {"advertise": name},
-                "discovery": {"listen": "0.0.0.0", "members": members, "write_rate": 100000},
+                "discovery": {
+                    "listen": "0.0.0.0",
+                    "members": members,
+                    "read_rate": 1e6,
+                    "write_rate": 1e6,
+                },
                 "agentcenter": {"advertise": "10.9.9.9"},
             },
             base=Path(),
