@@ -2,12 +2,8 @@
 
 import json
 import signal
-import ssl
 import subprocess
 import time
-import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +13,8 @@ from typing import Any
 import pytest
 
 from elkeid.wire.command import COMMAND_BYTES
-from elkeid.wire.signature import sign
 from tests.integration.servers import free_ports, running, settings_text, twistd
+from tests.integration.signed import signed
 from tests.integration.test_first_light import Manager, fleet
 from tests.integration.test_load import agentswarm, server_in
 
@@ -34,27 +30,11 @@ class Gateway:
     """Signed requests to a gateway's API."""
 
     def __init__(self, keys: Path, port: int) -> None:
-        self._url = f"https://127.0.0.1:{port}"
-        secrets = tomllib.loads((keys / "secrets.toml").read_text())["aksk"]
-        self._ak, self._sk = next(iter(secrets.items()))
-        self._context = ssl.create_default_context(cafile=str(keys / "ca.crt"))
-        self._context.check_hostname = False
+        self._keys, self._port = keys, port
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """The answer's JSON, whatever its status."""
-        raw = b"" if body is None else json.dumps(body).encode()
-        query, stamp = f"nonce={token_hex(8)}", str(int(time.time()))
-        request = urllib.request.Request(f"{self._url}{path}?{query}", raw or None, method=method)
-        request.add_header("AccessKey", self._ak)
-        request.add_header("TimeStamp", stamp)
-        signature = sign(method, path, query, self._ak, self._sk, stamp, raw)
-        request.add_header("Signature", signature)
-        try:
-            with urllib.request.urlopen(request, timeout=20, context=self._context) as reply:
-                found: dict[str, Any] = json.load(reply)
-        except urllib.error.HTTPError as error:
-            found = json.load(error)
-        return found
+        return signed(self._keys, self._port, method, path, body)[1]
 
     def configs(self) -> list[dict[str, Any]]:
         """Where each agent stands with its config."""
