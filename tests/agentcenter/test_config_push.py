@@ -1,7 +1,9 @@
 """Configs from the Manager to hosts: asked for, sent, repeated, shown, never empty by accident."""
 
+from collections.abc import Mapping
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from elkeid.agentcenter.config_push import (
 from elkeid.agentcenter.configs import Config, Entry, config_of
 from elkeid.agentcenter.manager_client import ManagerAnswer, ManagerRefused
 from elkeid.fleet.grpc_client import MessageReceived
+from elkeid.fleet.orders import Orders
 from elkeid.metrics import CommandMetrics, ConfigMetrics
 from elkeid.web.client import AnswerInvalid, Unreachable
 from elkeid.wire.command import decode_command
@@ -84,6 +87,19 @@ class FakeLast:
         answer: Deferred[Config | None] = Deferred()
         answer.callback(self.known.get(agent_id))
         return answer
+
+
+class Silent:
+    """An agent's process of which nothing but its plugins matters."""
+
+    def emit(self, data_type: int, fields: Mapping[str, str], own: bool) -> None:
+        """Its records are not of interest."""
+
+    def upload(self, token: str, size: int, piece: int, elsewhere: bool) -> None:
+        """It is asked for no file."""
+
+    def leave(self, version: str | None) -> None:
+        """It stays."""
 
 
 class PushTests(SynchronousTestCase):
@@ -474,6 +490,36 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.got(host), [{"driver": "1"}, {"driver": "2"}])
         self.advance(1_000)
         self.assertEqual({each["driver"] for each in self.got(host)}, {"2"})
+
+    def test_slow_host_ends_at_the_newest(self) -> None:
+        """An agent that syncs for minutes drops configs; it still ends with the newest one."""
+        with patch("elkeid.fleet.orders.SYNC_SECONDS", 400.0):
+            host = self.join()
+            agent = Orders(Silent(), self.clock, self.gateway.wall, "1.0")
+            for number in range(2, 6):
+                self.manager.answer = ManagerAnswer(0, data=entries(driver=str(number), rasp="1"))
+                self.push.refresh(None)
+            seen = set()
+            for _ in range(120):  # two hours
+                host.pump()
+                for event in host.events:
+                    if isinstance(event, MessageReceived):
+                        agent.obey(decode_command(decompressor("snappy")(event.body, 8 << 20)))
+                host.events.clear()
+                self.beat(host)
+                for name, plugin in agent.loaded.items():
+                    self.plugin(host, name, plugin.version)
+                self.advance(60)
+                seen.add(self.state()["state"])
+                running = {name: each.version for name, each in agent.loaded.items()}
+                if self.state()["state"] == "applied":
+                    self.assertEqual(running, {"driver": "5", "rasp": "1"})
+        self.assertEqual(seen, {"sent", "applied"})
+        self.assertEqual(running, {"driver": "5", "rasp": "1"})
+        self.assertEqual(agent.tally.wiped, 0)
+        self.assertTrue(3 <= agent.tally.dropped_syncs <= 6, agent.tally)
+        self.assertLess(agent.tally.syncs, 14)
+        agent.end()
 
     def test_host_does_not_read(self) -> None:
         """A config that could not be begun is tried again, and is not called sent."""
