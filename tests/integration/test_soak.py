@@ -5,35 +5,31 @@ Manager and ServiceDiscovery are killed and started again at random, connections
 reset, tasks sent, configs changed. The seed is printed.
 """
 
-import http.client
 import json
 import os
 import random
 import signal
 import sqlite3
-import ssl
 import subprocess
 import time
 from collections import Counter
 from pathlib import Path
-from secrets import randbits, token_hex
+from secrets import randbits
 from typing import Any
 
 import pytest
 
-from elkeid.config import load
 from elkeid.eventlog.reader import LogReader
 from elkeid.fleet.host import STOCK_PLUGINS
 from elkeid.fleet.report import read_report
-from elkeid.keys import load_keys
 from elkeid.manager.store.configs import store_config
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
 from elkeid.manager.store.results import issue_tokens
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import TASK_RESULTS
-from elkeid.wire.signature import sign
 from tests.integration.servers import BIN, DEADLINE, Server, free_ports, settings_text, twistd
+from tests.integration.signed import signed
 
 pytestmark = pytest.mark.integration
 AGENTS = 1000
@@ -49,10 +45,6 @@ class Deployment:
         self.ports = free_ports(4)
         (folder / "elkeid.toml").write_text(settings_text(self.ports))
         subprocess.run([str(BIN / "elkeid"), "keys", "init"], cwd=folder, check=True)
-        settings = load(folder / "elkeid.toml", folder)
-        self.keys = load_keys(settings, ["ac", "agent"])
-        self.tls = ssl.create_default_context(cafile=str(folder / "keys" / "ca.crt"))
-        self.tls.check_hostname = False
         self.database = Database(f"sqlite:///{folder / 'data' / 'manager.db'}")
         self.database.open()
         migrate(self.database)
@@ -77,23 +69,7 @@ class Deployment:
 
     def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """One signed call to the AgentCenter."""
-        ak, sk = self.keys.signing_pair
-        query, stamp = f"nonce={token_hex(16)}", str(int(time.time()))
-        payload = b"" if body is None else json.dumps(body).encode()
-        headers = {
-            "AccessKey": ak,
-            "TimeStamp": stamp,
-            "Signature": sign(method, path, query, ak, sk, stamp, payload),
-        }
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.ports[1], timeout=15, context=self.tls
-        )
-        try:
-            connection.request(method, f"{path}?{query}", payload, headers)
-            answer: dict[str, Any] = json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-        return answer
+        return signed(self.folder / "keys", self.ports[1], method, path, body)[1]
 
     def config(self, version: int) -> list[dict[str, Any]]:
         """A list of all plugins, of which one changes."""
