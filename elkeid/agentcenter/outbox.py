@@ -1,7 +1,7 @@
 """Results on disk between the agents that brought them and the Manager: what is there, and taking.
 
 An event log of its own, of which only the class control is used. Its one reader is the Manager;
-a record's suffix holds the agent id, so that ``elkeid log cat`` can show what waits.
+a record's suffix holds the agent id and nothing else.
 
 Source: docs/eventlog.md; docs/protocol.md, "Task results".
 """
@@ -101,6 +101,7 @@ class OutboxReader:
         self._lock = threading.Lock()  # a call whose waiter has gone may still run
         self._reader = LogReader(directory, READER, kept=True, wall=wall)
         self._ready: deque[Result] = deque()
+        self._ready_bytes = 0
         self._closed = False
         self.shortened = 0
         self.unreadable = 0
@@ -115,10 +116,10 @@ class OutboxReader:
         with self._lock:
             if self._closed:
                 return []
-            if len(self._ready) < BATCH_ITEMS:
+            if not self._full():
                 for entry in self._reader.entries():
                     self._take(entry)
-                    if len(self._ready) >= BATCH_ITEMS:
+                    if self._full():
                         break
             batch: list[Result] = []
             size = 0
@@ -127,7 +128,12 @@ class OutboxReader:
                 if batch and size > BATCH_BYTES:
                     break
                 batch.append(self._ready.popleft())
+            self._ready_bytes -= sum(each.size for each in batch)
             return batch
+
+    def _full(self) -> bool:
+        """Whether enough for one call is in memory."""
+        return len(self._ready) >= BATCH_ITEMS or self._ready_bytes >= BATCH_BYTES
 
     def _take(self, entry: Entry) -> None:
         """Make results of the records of one entry."""
@@ -145,6 +151,7 @@ class OutboxReader:
                 fields = _shortened(fields)
                 size = len(KEPT_FIELDS) * FIELD_BYTES
             self._ready.append(Result(offset, fields, size))
+            self._ready_bytes += size
 
     def settle(self, results: Sequence[Result], refusal: str = "") -> None:
         """Note that these are dealt with, in order: taken, or set aside because of ``refusal``.

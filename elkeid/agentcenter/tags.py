@@ -211,9 +211,12 @@ class TagBook:
             self._ask(agent_id, urgent=not known)
 
     def left(self, agent: Agent) -> None:
-        """Its tags stay known."""
-        if self._holders.get(agent.agent_id) is agent:
-            del self._holders[agent.agent_id]
+        """Its tags stay known; nobody asks for them now."""
+        agent_id = agent.agent_id
+        if self._holders.get(agent_id) is agent:
+            del self._holders[agent_id]
+            for ids in (self._urgent, self._wanted, self._failed):
+                ids.pop(agent_id, None)
 
     def heartbeat(self, agent: Agent, data_type: int, fields: Mapping[bytes, bytes]) -> None:
         """Nothing to do."""

@@ -253,6 +253,26 @@ class ResultsTests(SynchronousTestCase):
         self.assertEqual(list(self.directory.glob("control/*.seg")), [])
         self.assertEqual(len(self.taken), BATCH_ITEMS)
 
+    def test_the_cap(self) -> None:
+        """At the cap the oldest results are given up and counted; the others still arrive."""
+        outbox = self.outbox()
+        self.manager.answer = lambda path, items: DOWN
+        text = "m" * (MiB - 100)
+        for number in range(24):
+            outbox.box.results(AGENT, [(5100, body(f"t{number}", msg=text))])
+            outbox.box.commit()
+            outbox.advance(11)
+        figures = outbox.box.figures()
+        self.assertGreater(figures.expired, 3)
+        self.assertEqual(figures.waiting + figures.expired, 24)
+        self.assertLess(figures.bytes_on_disk, 17 * MiB)
+        self.manager.answer = self.take
+        outbox.advance(2 * LAST_RETRY_SECONDS)
+        figures = outbox.box.figures()
+        self.assertEqual((figures.waiting, figures.sent + figures.expired), (0, 24))
+        tokens = [f"t{number}" for number in range(24)]
+        self.assertEqual(self.tokens()[-10:], tokens[-10:])
+
     def test_a_disk_that_refuses_is_told(self) -> None:
         """When a result cannot be written, the commit says so and it is counted as dropped."""
         outbox = self.outbox()

@@ -257,6 +257,21 @@ class TagTests(SynchronousTestCase):
         self.assertEqual(sorted(store.open()), ["b2", "b3", "b4"])
         store.close()
 
+    def test_who_has_left_is_not_asked_for(self) -> None:
+        """While no Manager answers, those that come and go leave nothing behind."""
+        site = self.site()
+        site.manager.answer = lambda path, body: DOWN
+        for number in range(5):
+            host = Host(site.gateway)
+            host.send(host.open(), batch(f"b{number}", 59))
+            if number % 2:
+                site.clock.advance(0.02)
+            host.drop()
+        asked = len(site.manager.asked)
+        site.clock.advance(100)
+        self.assertEqual(len(site.manager.asked), asked)
+        self.assertEqual([kind for kind, _ in site.stored()], [59] * 5)
+
     def test_damaged_store(self) -> None:
         """A damaged file is moved aside; a folder that cannot be used costs only the memory."""
         (self.directory / "tags.db").write_bytes(b"no database" * 1000)

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, ResponseReceived, TrailersReceived
 
 from elkeid.manager.store.results import new_token
+from elkeid.wire.protobuf import length_delimited
 from tests.integration.servers import free_ports, running, settings_text, twistd
 from tests.integration.signed import signed
 from tests.integration.test_first_light import fleet
@@ -182,3 +186,87 @@ def test_an_upload_by_another_gateway(tmp_path: Path) -> None:
             delivered = 'elkeid_ac_uploads_total{outcome="delivered"}'
             eventually(lambda: metric(elsewhere, delivered) == 1, 60)
         assert server.stop() == -signal.SIGTERM
+
+
+class H2Upload:
+    """An upload by the h2 library, which is not ours."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._socket = gateway.dial()
+        self._connection = H2Connection(H2Configuration(header_encoding="utf-8"))
+        self._connection.initiate_connection()
+        self._stream = self._connection.get_next_available_stream_id()
+        self._connection.send_headers(
+            self._stream,
+            [
+                (":method", "POST"),
+                (":scheme", "https"),
+                (":path", "/grpc.FileExt/Upload"),
+                (":authority", "gateway"),
+                ("content-type", "application/grpc"),
+                ("te", "trailers"),
+                ("grpc-timeout", "600S"),
+            ],
+        )
+        self.headers: dict[str, str] = {}
+        self.body = b""
+
+    def send(self, token: bytes, data: bytes) -> None:
+        """One piece, as the gateway's windows allow."""
+        message = length_delimited(1, token) + length_delimited(2, data)
+        framed = b"\0" + len(message).to_bytes(4, "big") + message
+        while framed and not self.headers.get("grpc-status"):
+            room = self._connection.local_flow_control_window(self._stream)
+            room = min(room, self._connection.max_outbound_frame_size)
+            if not room:
+                self._receive()
+                continue
+            self._connection.send_data(self._stream, framed[:room])
+            framed = framed[room:]
+            self._socket.sendall(self._connection.data_to_send())
+
+    def finish(self) -> tuple[int, bytes]:
+        """Half-close if that is still of use; gRPC status and the response's message."""
+        if not self.headers.get("grpc-status"):
+            self._connection.end_stream(self._stream)
+        self._socket.sendall(self._connection.data_to_send())
+        while not self.headers.get("grpc-status"):
+            self._receive()
+        self._socket.close()
+        return int(self.headers["grpc-status"]), self.body
+
+    def _receive(self) -> None:
+        data = self._socket.recv(65_536)
+        assert data, "the gateway closed the connection"
+        for event in self._connection.receive_data(data):
+            if isinstance(event, ResponseReceived | TrailersReceived):
+                self.headers.update(dict(event.headers))  # type: ignore[arg-type]
+            elif isinstance(event, DataReceived):
+                self.body += event.data
+        self._socket.sendall(self._connection.data_to_send())
+
+
+def test_uploads_of_another_client(tmp_path: Path) -> None:
+    """h2 brings a file window by window; one that nobody asked for, and a path, are refused."""
+    ports = free_ports(4)
+    (tmp_path / "elkeid.toml").write_text(settings_text(ports))
+    with running(twistd(), tmp_path) as server:
+        gateway = Gateway(tmp_path, ports)
+        database = tmp_path / "data" / "manager.db"
+        token = issue(database, "a1")
+        upload = H2Upload(gateway)
+        for number in range(4):
+            upload.send(token.encode(), bytes([number]) * 500_000)
+        assert upload.finish() == (0, b"\0\0\0\0\0")
+        eventually(lambda: len(results_of(database, token)) == 1)
+        for hostile, status in (
+            (b"../../../" + token.encode(), 3),
+            (new_token().encode(), 7),
+            (token.encode(), 7),  # it was good once
+        ):
+            upload = H2Upload(gateway)
+            upload.send(hostile, b"x")
+            assert upload.finish() == (status, b"\0\0\0\0\x02\x08\x01")
+        assert list((tmp_path / "data" / "agent-uploads").iterdir()) == []
+        assert server.stop() == -signal.SIGTERM
+    assert not any("Traceback" in line for line in server.lines)

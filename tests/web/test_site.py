@@ -278,7 +278,7 @@ def test_any_bytes(pieces: list[bytes]) -> None:
     client = RawConnection(site)
     for piece in pieces:
         client.send(piece)
-        assert site.held <= 100
+        assert site.held <= 1000  # what a request for no route of ours may announce here
     client.lose()
     assert site.held == 0
     assert network.clock.getDelayedCalls() == []
