@@ -21,7 +21,7 @@ import pytest
 
 from elkeid.eventlog.reader import LogReader
 from elkeid.fleet.host import STOCK_PLUGINS
-from elkeid.fleet.report import read_report
+from elkeid.fleet.report import AgentReport, read_report
 from elkeid.manager.store.configs import store_config
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
@@ -89,8 +89,13 @@ class Deployment:
         if act < 0.85:
             with self.database.writing() as connection:
                 (token,) = issue_tokens(connection, [agent_id], int(time.time()))
-            name = self.chance.choice(list(STOCK_PLUGINS))
-            task = {"name": name, "data_type": 5050, "data": "", "token": token}
+            task = {"data_type": 5050, "data": "", "token": token}
+            if act < 0.05:
+                size = self.chance.choice([10, 100_000, 600_000])
+                order = {"path": f"/x.{size}.bin", "buf_size": 512_000}
+                task |= {"name": "elkeid-agent", "data_type": 1050, "data": json.dumps(order)}
+            else:
+                task["name"] = self.chance.choice(list(STOCK_PLUGINS))
             command = {"task": task}
         elif act < 0.95:
             command = {"config": self.config(self.chance.randrange(100))}
@@ -119,12 +124,30 @@ def results_in_log(folder: Path) -> Counter[tuple[str, str, str]]:
     return found
 
 
-def results_at_manager(folder: Path) -> Counter[tuple[str, str, str]]:
-    """The same of each result that has taken effect."""
+def effects(folder: Path) -> list[dict[str, str]]:
+    """Every result that has taken effect at the Manager."""
     with sqlite3.connect(folder / "data" / "manager.db") as database:
         rows = database.execute("SELECT content FROM task_result").fetchall()
-    contents = [json.loads(content) for (content,) in rows]
-    return Counter((each["token"], each["fleet_conn"], each["fleet_seq"]) for each in contents)
+    return [json.loads(content) for (content,) in rows]
+
+
+def results_at_manager(folder: Path) -> Counter[tuple[str, str, str]]:
+    """Token, stream and number of those that agents gave."""
+    return Counter(
+        (each["token"], each["fleet_conn"], each["fleet_seq"])
+        for each in effects(folder)
+        if "fleet_seq" in each
+    )
+
+
+def check_uploads(folder: Path, reports: list[AgentReport]) -> None:
+    """Each file that a host brought is at the Manager under the name that its result tells."""
+    told = [each for each in effects(folder) if "fleet_seq" not in each]
+    names = [each["msg"] for each in told if each["status"] == "succeed"]
+    assert len({each["token"] for each in told}) == len(told)
+    assert len(names) >= sum(report.uploads for report in reports) > 0
+    for name in names:
+        assert (folder / "data" / "uploads" / name).stat().st_size > 0
 
 
 def await_true(what: str, seconds: float, test: Any) -> None:
@@ -202,6 +225,7 @@ def _soak(deployment: Deployment, seconds: int, seed: int) -> None:
     assert len(agents) == AGENTS
     assert [agent.agent_id for agent in agents if agent.wiped or not agent.plugins] == []
     assert sum(agent.exits for agent in agents) == 0
+    check_uploads(folder, agents)
     assert deployment.kills["sd"] > 0
     assert deployment.kills["manager"] > 0
     assert len(log) > seconds
