@@ -1,13 +1,17 @@
 """ServiceDiscovery's API over its real site, as clients of every kind use it."""
 
+import datetime
 import json
+from pathlib import Path
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.config import Settings
+from elkeid.config import Settings, parse
 from elkeid.discovery.service import DiscoveryRole
+from elkeid.key_making import make_keys
 from elkeid.web.client import Credentials, Reply
+from elkeid.wire.signature import sign
 
 from ..web.memory import NOW, MemoryNetwork, RawConnection
 from ..web.sample import AK, SK
@@ -22,16 +26,21 @@ class Keys:
 
     aksk = {AK: SK}  # noqa: RUF012
     signing_pair = AK, SK
+    server_cert = server_key = b""
 
 
 class Face:
     """A running role, and requests to it."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, with_certificate: bool = False) -> None:
         self.network = MemoryNetwork()
+        keys = Keys()
+        if with_certificate:
+            made = make_keys([], datetime.datetime.now(datetime.UTC))
+            keys.server_cert, keys.server_key = made["server.crt"], made["server.key"]
         self.role = DiscoveryRole(
             settings or Settings(),
-            Keys(),  # type: ignore[arg-type]
+            keys,  # type: ignore[arg-type]
             self.network.clock,
             wall=self.network.wall,
             monotonic=self.network.wall,
@@ -141,6 +150,124 @@ class ApiTests(SynchronousTestCase):
         reply = self.face.network.run(wrong.post(f"{SD}/registry/register", MINE))
         self.assertEqual(json.loads(reply.body)["data"], "Signature Error")
         self.assertEqual(self.get("/registry/summary")[1]["data"], {})
+
+    def signed(self, path: str, body: bytes, at: int = NOW, query: str = "") -> tuple[int, Any]:
+        """POST with a signature made at ``at``."""
+        headers = {
+            "AccessKey": AK.upper(),
+            "TimeStamp": str(at),
+            "Signature": sign("POST", path, query, AK, SK, str(at), body),
+        }
+        url = f"{SD}{path}?{query}" if query else SD + path
+        call = self.face.unsigned.call("POST", url, body, headers=headers)
+        reply = self.face.network.run(call)
+        return reply.status, json.loads(reply.body)
+
+    def test_stale_and_repeated_signatures(self) -> None:
+        """Stale ones are refused with both times; upstream's repeat themselves without a nonce."""
+        body = json.dumps(MINE).encode()
+        for path in ["/registry/register", "/registry/evict", "/registry/sync"]:
+            raw = b"{}" if path.endswith("sync") else body
+            for _ in range(3):
+                self.assertEqual(self.signed(path, raw), (200, OK))
+            for at in [NOW - 60, NOW + 60, NOW - 10**9]:
+                status, answer = self.signed(path, raw, at)
+                self.assertEqual((status, answer["msg"]), (403, "auth failed"))
+                self.assertTrue(answer["data"].startswith("TimeStamp Error "), answer)
+                self.assertIn(f"{at}, this server {NOW}", answer["data"])
+
+    def test_nonces(self) -> None:
+        """A nonce, where one is given, is good once."""
+        body = json.dumps(MINE).encode()
+        self.assertEqual(self.signed("/registry/register", body, query="nonce=one")[0], 200)
+        self.assertEqual(self.signed("/registry/register", body, query="nonce=one")[0], 403)
+        self.assertEqual(self.signed("/registry/register", body, query="nonce=two")[0], 200)
+
+    def test_rates(self) -> None:
+        """An address that asks too much is told so, and counted; a moment later it may again."""
+        settings = parse({"discovery": {"read_rate": 1, "write_rate": 1}}, base=Path())
+        self.setUp_with(settings)
+        for path, read in [("/registry/detail?name=x", True), ("/registry/register", False)]:
+            answers = [self.get(path) if read else self.post(path, MINE) for _ in range(12)]
+            self.assertEqual([status for status, _ in answers], [200] * 10 + [429] * 2)
+            self.assertEqual(answers[-1][1], {"msg": "too many requests from this address"})
+        for kind in ["read", "write"]:
+            line = f'elkeid_sd_rate_refused{{kind="{kind}"}} 2.0'
+            self.assertIn(line, self.face.metrics())
+        self.face.network.advance(2)
+        self.assertEqual(self.get("/registry/detail?name=x")[0], 200)
+        self.assertEqual(self.post("/registry/register", MINE)[0], 200)
+
+    def setUp_with(self, settings: Settings) -> None:
+        """Run a node with other settings."""
+        self.face = Face(settings)
+        self.face.start()
+        self.get, self.post = self.face.get, self.face.post
+
+    def test_looking_around(self) -> None:
+        """``steer=no`` counts for no agent: it changes nothing for those that come."""
+        for ip, weight in [("10.0.0.1", 0), ("10.0.0.2", 2)]:
+            self.post("/registry/register", {**MINE, "ip": ip, "weight": weight})
+        for _ in range(5):
+            _, body = self.get("/registry/detail?name=hids_svr_grpc&steer=no")
+            self.assertEqual(body["data"][0]["ip"], "10.0.0.1")
+        for _ in range(4):
+            self.get("/registry/detail?name=hids_svr_grpc&count=10")
+        self.assertEqual(self.get("/endpoint/ping")[1]["data"]["steered"], 4)
+
+    def test_zones(self) -> None:
+        """With zones set, those of the asking address's zone are named first."""
+        zones = ["here=127.0.0.0/8", "here=10.2.0.0/16", "there=10.3.0.0/16"]
+        self.setUp_with(parse({"discovery": {"zones": zones}}, base=Path()))
+        for ip, weight in [("10.3.0.1", 0), ("10.2.0.1", 50)]:
+            self.post("/registry/register", {**MINE, "ip": ip, "weight": weight})
+        _, body = self.get("/registry/detail?name=hids_svr_grpc&count=1")
+        self.assertEqual(body["data"][0]["ip"], "10.2.0.1")
+
+    def test_comparing(self) -> None:
+        """A peer finds what differs, and is told it; only with a signature."""
+        self.post("/registry/register", MINE)
+        self.post("/registry/evict", {**MINE, "ip": "10.0.0.9"})
+        self.assertEqual(self.get("/registry/digest")[0], 403)
+        reply = self.face.network.run(self.face.http.get(f"{SD}/registry/digest"))
+        digest = json.loads(reply.body)["data"]
+        self.assertEqual((digest["node"], len(digest["buckets"])), ("n1", 64))
+        changed = [n for n, value in enumerate(digest["buckets"]) if value]
+        known = [["hids_svr_grpc", "10.0.0.5", 6751, 1 << 50, "n2"]]
+        known += [["other", "10.0.0.5", 1, 5, "n2"], ["hids_svr_grpc", "10.0.0.9", 6751, 5, "n2"]]
+        asked = {"buckets": list(range(64)), "known": known}
+        status, body = self.post("/registry/difference", asked)
+        self.assertEqual(status, 200)
+        (event,) = body["data"]["newer"]
+        self.assertEqual((event["action"], event["registry"]["ip"]), ("EVICT", "10.0.0.9"))
+        self.assertEqual(event["registry"]["update_at"], 0)
+        self.assertEqual(event["lease"]["node"], "n1")
+        self.assertEqual(
+            body["data"]["wanted"], [["hids_svr_grpc", "10.0.0.5", 6751], ["other", "10.0.0.5", 1]]
+        )
+        self.assertEqual(len(changed), len(set(changed)))
+        _, body = self.post("/registry/difference", {"buckets": changed, "known": []})
+        self.assertEqual(len(body["data"]["newer"]), 2)
+        for bad in [{}, {"buckets": [-1], "known": []}, {"buckets": [], "known": [["x"]]}]:
+            self.assertEqual(self.post("/registry/difference", bad)[0], 400)
+
+    def test_bad_leases(self) -> None:
+        """What no node of ours tells is refused whole, or passed over with the record."""
+        record = {**MINE, "status": 0, "create_at": 0, "update_at": 0}
+        for lease in [
+            {"at": -1, "node": "x", "age": 0},
+            {"at": 1 << 54, "node": "x", "age": 0},
+            {"at": 1, "node": "x" * 65, "age": 0},
+            {"at": 1, "node": "x", "age": -1},
+            {"at": 1, "node": "x"},
+        ]:
+            event = {"action": "REGISTER", "registry": record, "lease": lease}
+            self.assertEqual(self.post("/registry/sync", {"data": [event]})[0], 400, lease)
+        good = {"at": 1, "node": "x", "age": 0}
+        for action, changed in [("REGISTER", {"port": 0}), ("EVICT", {"name": ""}), ("X", {})]:
+            event = {"action": action, "registry": {**record, **changed}, "lease": good}
+            self.assertEqual(self.post("/registry/sync", {"data": [event]}), (200, OK))
+        self.assertEqual(self.get("/registry/list")[1]["data"], [])
 
     def test_evict(self) -> None:
         """An evicted instance is gone at once; an unknown one is fine."""
@@ -324,6 +451,13 @@ class RoleTests(SynchronousTestCase):
         self.assertTrue(client.wire.disconnecting)
         client.lose()
         self.assertEqual(face.network.clock.getDelayedCalls(), [])
+
+    def test_second_port(self) -> None:
+        """With ``tls_port`` the same registry is served over TLS too; a fault names the setting."""
+        face = Face(parse({"discovery": {"tls_port": 8443}}, base=Path()), with_certificate=True)
+        face.start()
+        self.assertEqual(sorted(face.network.ports), [8088, 8443])
+        face.network.run(face.role.stop())
 
     def test_stop_after_failed_start(self) -> None:
         """A role that could not start can be stopped."""

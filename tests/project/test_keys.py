@@ -566,3 +566,14 @@ def test_import_of_renewed_keys(settings: Settings, tmp_path: Path) -> None:
     put(settings, OTHER_SET)
     packed.write_bytes(keys.export_archive(settings, "ac", NOW))
     assert "differs" in refusal(lambda: keys.import_archive(there, packed, NOW, renew=True))
+
+
+def test_registry_over_tls_needs_a_certificate(tmp_path: Path) -> None:
+    """A registry with a TLS port needs the server's certificate, and says where to get it."""
+    raw = {"discovery": {"tls_port": 8443}, "server": {"keys_dir": "keys"}}
+    settings = parse(raw, base=tmp_path)
+    keys.create_keys(settings)
+    assert keys.load_keys(settings, {"sd"}).server_cert
+    (tmp_path / "keys" / "server.crt").unlink()
+    with pytest.raises(KeysError, match="elkeid keys export sd-tls"):
+        keys.load_keys(settings, {"sd"})
