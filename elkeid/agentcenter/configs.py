@@ -1,8 +1,10 @@
 """What a host shall run: the list of plugins with their versions, as one encoded Command."""
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from hashlib import sha256
+from itertools import islice
 from typing import Annotated, Any, Final
 from weakref import WeakValueDictionary
 
@@ -17,6 +19,11 @@ AGENT_NAME: Final = "elkeid-agent"
 
 ITEM_LIMIT: Final = 1_000
 """Entries of one config; real ones have under ten."""
+
+SHOWN_LIMIT: Final = 64
+"""Entries shown of one config, as many as plugins of a host."""
+
+_LOADABLE = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 Text = str | None  # null stands for nothing, as clients written in Go send it
 Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
@@ -59,6 +66,15 @@ class Config:
     command: bytes = field(repr=False)
     digest: bytes = field(repr=False)
     versions: dict[str, str]
+
+    def shown(self) -> dict[str, str]:
+        """The versions of the first entries that an agent can load.
+
+        Managers keep status as documents: those of stock ones take no other characters in keys,
+        ours no document of more than 512 fields.
+        """
+        fit = ((name, text) for name, text in self.versions.items() if _LOADABLE(name))
+        return dict(islice(fit, SHOWN_LIMIT))
 
     @property
     def empty(self) -> bool:
@@ -111,7 +127,7 @@ class ConfigState:
             "source": self.source,
             "sent_at": self.sent_at or None,
             "applied_at": self.applied_at or None,
-            "versions": {} if self.desired is None else self.desired.versions,
+            "versions": {} if self.desired is None else self.desired.shown(),
         }
 
 

@@ -445,6 +445,16 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.got(host), [])
         self.assertEqual(self.push.figures().agents, {"none": 0, "sent": 0, "applied": 1})
 
+    def test_shown_to_stock_managers(self) -> None:
+        """What is shown fits the documents that Managers keep, whatever a config has in it."""
+        odd = [{"name": name, "version": "1"} for name in ("a.b", "$set", "é", "driver")]
+        many = [{"name": f"p{number}", "version": "1"} for number in range(200)]
+        self.manager.answer = ManagerAnswer(0, data=odd + many)
+        self.join()
+        versions = self.state()["versions"]
+        self.assertEqual(len(versions), 64)
+        self.assertEqual(list(versions)[:2], ["driver", "p0"])
+
     def test_not_applied_while_another_runs(self) -> None:
         """A plugin that shall not run, but does, shows that the config was not applied."""
         host = self.join()
