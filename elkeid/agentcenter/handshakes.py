@@ -4,7 +4,9 @@ A handshake costs more than a millisecond of CPU, so after a restart a fleet's w
 everything else. They are done in turn: a bounded number under way, a bounded rate. A connection
 asks for its turn with its first bytes, so that one that says nothing takes nobody's. Turns go to
 the address with the fewest under way: hosts with one address each are not kept out by one that
-opens hundreds of connections.
+opens hundreds of connections. A handshake that waits for its peer for long costs nothing
+meanwhile: it goes on, but lets others have its turn, so that peers far away or busy, as all are
+after a storm, do not slow the rest down.
 """
 
 from collections import deque
@@ -15,9 +17,16 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 UNDER_WAY: Final = 64
 """Handshakes at once: 80 ms of work if all go on in one reactor turn."""
 
+SLOW_SECONDS: Final = 0.25
+"""A handshake that takes longer waits for its peer: others have its turn."""
+
+SLOW_LIMIT: Final = 1024
+"""Such handshakes at once, of some 50 KiB each. At the default rate they would have to take two
+seconds each to be so many."""
+
 STALLED_SECONDS: Final = 4.0
-"""A handshake under way for so long is given up when others wait for its turn; an honest one
-takes two round trips."""
+"""A slow one is given up after so long when they are too many; an honest one takes two round
+trips."""
 
 
 class Guest(Protocol):
@@ -44,7 +53,8 @@ class Handshakes:
         self._clock, self._rate = clock, rate
         self._tokens, self._at = float(UNDER_WAY), clock.seconds()
         self._under_way: dict[Guest, float] = {}  # guest -> start; oldest first
-        self._hosts: dict[str, int] = {}  # address -> its handshakes under way
+        self._slow: dict[Guest, float] = {}  # the same, of those that let others go on
+        self._hosts: dict[str, int] = {}  # address -> its handshakes of both kinds
         self._waiting: dict[str, deque[Guest]] = {}  # address -> its guests; none is empty
         self._fresh: deque[str] = deque()  # addresses that wait and have nothing under way
         self._timer: IDelayedCall | None = None
@@ -53,8 +63,13 @@ class Handshakes:
 
     @property
     def under_way(self) -> int:
-        """Handshakes begun and not over."""
+        """Handshakes begun and not over, but for the slow ones."""
         return len(self._under_way)
+
+    @property
+    def slow(self) -> int:
+        """Handshakes that wait for their peers."""
+        return len(self._slow)
 
     def enter(self, guest: Guest) -> None:
         """Give ``guest`` its turn, now or later."""
@@ -69,7 +84,10 @@ class Handshakes:
 
     def leave(self, guest: Guest) -> None:
         """The handshake is over, well or not, or the guest is gone before its turn."""
-        if self._under_way.pop(guest, None) is not None:
+        began = self._under_way.pop(guest, None)
+        if began is None:
+            began = self._slow.pop(guest, None)
+        if began is not None:
             left = self._hosts.pop(guest.host) - 1
             if left:
                 self._hosts[guest.host] = left
@@ -113,7 +131,10 @@ class Handshakes:
         while self.waiting:
             if len(self._under_way) >= UNDER_WAY:
                 began = next(iter(self._under_way.values()))
-                self._wake(began + STALLED_SECONDS - now)
+                wait = began + SLOW_SECONDS - now
+                if len(self._slow) >= SLOW_LIMIT:
+                    wait = max(wait, next(iter(self._slow.values())) + STALLED_SECONDS - now)
+                self._wake(wait)
                 return
             if self._tokens < 1:
                 self._wake((1 - self._tokens) / self._rate)
@@ -145,9 +166,19 @@ class Handshakes:
     def _woken(self) -> None:
         self._timer = None
         if len(self._under_way) >= UNDER_WAY and self.waiting:
-            since = self._clock.seconds() - STALLED_SECONDS
-            for guest, began in list(self._under_way.items()):
-                if began > since:
-                    break
-                guest.give_up()
+            self._let_others_go_on()
         self._serve()
+
+    def _let_others_go_on(self) -> None:
+        now = self._clock.seconds()
+        for guest, began in list(self._under_way.items()):
+            if now - began < SLOW_SECONDS:
+                return
+            if len(self._slow) >= SLOW_LIMIT:
+                stalled, since = next(iter(self._slow.items()))
+                if now - since < STALLED_SECONDS:
+                    return
+                stalled.give_up()
+            # It may have left meanwhile: giving up tells its protocol of the loss.
+            if self._under_way.pop(guest, None) is not None:
+                self._slow[guest] = began

@@ -1,10 +1,12 @@
 """What ServiceDiscovery says of the other AgentCenters: whether agents can go there instead."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
 from elkeid.discovery.client import Known
@@ -19,6 +21,24 @@ KNOWN_SECONDS: Final = 15.0
 """An answer is believed so long. Without ServiceDiscovery agents find no other AgentCenter."""
 
 
+DIAL_SECONDS: Final = 1.0
+DIALS: Final = 3
+"""Others tried in one look; agents try ten."""
+
+
+async def reaches(reactor: Any, host: str, port: int) -> bool:
+    """Whether a connection can be made; it is reset at once."""
+    endpoint = HostnameEndpoint(reactor, host, port, timeout=DIAL_SECONDS)
+    try:
+        protocol: Any = await endpoint.connect(Factory.forProtocol(Protocol))
+    except CancelledError:
+        raise
+    except Exception:  # whatever the reason, agents do not reach it either
+        return False
+    protocol.transport.abortConnection()
+    return True
+
+
 class Neighbours:
     """Looks again and again.
 
@@ -26,8 +46,8 @@ class Neighbours:
         clock: for the pauses.
         lookup: gives all AgentCenters that ServiceDiscovery knows; fails with `CallFailed`.
         known: what a ServiceDiscovery last answered to it, and when by ``clock``.
-        ip: by which ServiceDiscovery knows this one.
-        port: the same.
+        own: address and port by which ServiceDiscovery knows this one.
+        reach: whether an address and port take a connection.
     """
 
     log = Logger()
@@ -37,11 +57,13 @@ class Neighbours:
         clock: IReactorTime,
         lookup: Callable[[], Awaitable[Sequence[Record]]],
         known: Callable[[], Known | None],
-        ip: str,
-        port: int,
+        own: tuple[str, int],
+        reach: Callable[[str, int], Awaitable[bool]],
     ) -> None:
         self._clock, self._lookup, self._known = clock, lookup, known
-        self._own = (ip, port)
+        self._own = own
+        self._reach = reach
+        self._reached: tuple[str, int] | None = None  # the last that took a connection
         self._timer: IDelayedCall | None = None
         self._looking: Deferred[None] | None = None
         self._stopped = False
@@ -65,13 +87,23 @@ class Neighbours:
         known = self._known()
         if known is None or self._clock.seconds() - known.at > KNOWN_SECONDS:
             return False
-        return any(
-            has_room(record) and (record.ip, record.port) != self._own for record in known.records
-        )
+        return self._reached in self._with_room(known.records)
+
+    def _with_room(self, records: Sequence[Record]) -> list[tuple[str, int]]:
+        addresses = [(record.ip, record.port) for record in records if has_room(record)]
+        return [address for address in addresses if address != self._own]
+
+    async def _dial(self, records: Sequence[Record]) -> None:
+        """Find one that can be reached: of one that crashed ServiceDiscovery learns late."""
+        for address in self._with_room(records)[:DIALS]:
+            if await self._reach(*address):
+                self._reached = address
+                return
+        self._reached = None
 
     async def _look(self) -> None:
         try:
-            await self._lookup()
+            await self._dial(await self._lookup())
         except CancelledError:
             return
         except CallFailed:

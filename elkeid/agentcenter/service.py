@@ -26,7 +26,7 @@ from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.last_configs import BATCHES
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
-from elkeid.agentcenter.neighbours import Neighbours
+from elkeid.agentcenter.neighbours import Neighbours, reaches
 from elkeid.agentcenter.per_agent import PerAgentMetrics
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
@@ -285,8 +285,8 @@ class AgentCenterRole:
             self._reactor,
             partial(self._discovery.lookup, GRPC_NAME),
             partial(self._discovery.known, GRPC_NAME),
-            self._address,
-            settings.grpc_port,
+            (self._address, settings.grpc_port),
+            partial(reaches, self._reactor),
         )
         self._neighbours.start()
         self.silence.start()
@@ -390,6 +390,7 @@ class AgentCenterRole:
                 "silent": door.silent,
                 "waiting": door.handshakes.waiting,
                 "under_way": door.handshakes.under_way,
+                "slow": door.handshakes.slow,
             },
             turned_away=door.refused,
             refused_streams=counters.refused,

@@ -22,6 +22,10 @@ COMMANDS = {
     "init": ("elkeid.cli.init", "Set up a server for a network in one step."),
     "keys": ("elkeid.cli.keys", "Make keys, and take them to other machines."),
     "user": ("elkeid.cli.user", "Add users of the Manager."),
+    "limits": (
+        "elkeid.cli.limits",
+        "Print the limits of agents' connections, with the values that the settings give.",
+    ),
     "log": ("elkeid.cli.log", "Look at the event log."),
     "fleet": ("elkeid.cli.fleet", "Simulate agents, thousands in one process."),
 }

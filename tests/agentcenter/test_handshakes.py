@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.task import Clock
 
-from elkeid.agentcenter.handshakes import STALLED_SECONDS, UNDER_WAY, Handshakes
+from elkeid.agentcenter.handshakes import SLOW_LIMIT, SLOW_SECONDS, UNDER_WAY, Handshakes
 
 
 @define(eq=False)
@@ -78,25 +78,41 @@ def test_addresses_with_few_under_way_come_first() -> None:
     assert sum(guest.started for guest in greedy) == UNDER_WAY
 
 
-def test_stalled_handshakes_make_room_when_others_wait() -> None:
-    """Whoever holds all turns without going on is given up; without others waiting he is not."""
+def test_slow_handshakes_let_others_go_on() -> None:
+    """They wait for their peers and cost nothing meanwhile; without others nothing changes."""
     clock = Clock()
     turns = Handshakes(clock, 1e6)
     slow = enter(turns, UNDER_WAY, "10.6.6.6")
-    clock.advance(100)
-    assert not any(guest.given_up for guest in slow)
+    clock.advance(SLOW_SECONDS - 0.01)
     late = enter(turns, 1)[0]
-    clock.advance(0.001)
-    assert all(guest.given_up for guest in slow)
-    assert late.started
-    turns.leave(late)
-    slow = enter(turns, UNDER_WAY, "10.6.6.6")
-    clock.advance(1)
-    late = enter(turns, 1)[0]
-    clock.advance(STALLED_SECONDS - 1.01)
     assert not late.started
-    clock.advance(0.02)
+    clock.advance(0.011)
     assert late.started
+    assert (turns.under_way, turns.slow) == (1, UNDER_WAY)
+    assert not any(guest.given_up for guest in slow)
+    turns.leave(slow[0])
+    assert turns.slow == UNDER_WAY - 1
+
+
+def test_stalled_handshakes_make_room_when_there_are_too_many() -> None:
+    """The oldest is given up, and only when others wait for a turn."""
+    clock = Clock()
+    turns = Handshakes(clock, 1e6)
+    stalled: list[Guest] = []
+    while len(stalled) < SLOW_LIMIT + UNDER_WAY:
+        stalled += enter(turns, UNDER_WAY, "10.6.6.6")
+        clock.advance(SLOW_SECONDS / 2)
+        clock.advance(SLOW_SECONDS / 2)
+    clock.advance(100)
+    assert (turns.slow, turns.under_way) == (SLOW_LIMIT, UNDER_WAY)
+    assert not any(guest.given_up for guest in stalled)
+    late = enter(turns, 1)[0]
+    clock.advance(0.01)
+    assert late.started
+    assert stalled[0].given_up
+    assert turns.slow <= SLOW_LIMIT
+    turns.stop()
+    assert clock.getDelayedCalls() == []
 
 
 def test_guest_that_leaves_while_it_waits() -> None:

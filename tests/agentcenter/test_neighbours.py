@@ -10,6 +10,8 @@ from elkeid.discovery.client import Known
 from elkeid.discovery.registry import Record
 from elkeid.web.client import CallFailed
 
+OWN = ("10.0.0.1", 6751)
+
 
 class Registry:
     """What ServiceDiscovery answers, and what its client remembers."""
@@ -18,6 +20,10 @@ class Registry:
         self.clock = clock
         self.records: list[Record] | Exception = list(records)
         self.known: Known | None = None
+        self.up = True
+
+    async def reach(self, host: str, port: int) -> bool:
+        return self.up
 
     async def lookup(self) -> list[Record]:
         if isinstance(self.records, Exception):
@@ -33,7 +39,7 @@ def record(ip: str = "10.0.0.2", weight: int = 10, status: int = 0, **extra: Any
 def neighbours(*records: Record) -> tuple[Neighbours, Registry, Clock]:
     clock = Clock()
     registry = Registry(clock, *records)
-    made = Neighbours(clock, registry.lookup, lambda: registry.known, "10.0.0.1", 6751)
+    made = Neighbours(clock, registry.lookup, lambda: registry.known, OWN, registry.reach)
     made.start()
     return made, registry, clock
 
@@ -74,5 +80,16 @@ def test_without_discovery_there_is_nowhere_to_go() -> None:
     clock.advance(1)
     assert not looking.have_room()
     registry.records = [record(limit=100)]
+    clock.advance(LOOK_SECONDS)
+    assert looking.have_room()
+
+
+def test_another_that_cannot_be_reached_has_no_room() -> None:
+    """It crashed: ServiceDiscovery lists it for a while, and agents would find no open port."""
+    looking, registry, clock = neighbours(record(limit=100))
+    registry.up = False
+    clock.advance(LOOK_SECONDS)
+    assert not looking.have_room()
+    registry.up = True
     clock.advance(LOOK_SECONDS)
     assert looking.have_room()

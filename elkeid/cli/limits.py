@@ -1,0 +1,48 @@
+"""``elkeid limits``: every limit, why it is there, and what a peer gets beyond it."""
+
+import json
+from collections.abc import Sequence
+
+import click
+from attrs import asdict
+
+from elkeid.agentcenter.limits import limits as agentcenter_limits
+from elkeid.cli import Invocation
+from elkeid.limits import Limit
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--markdown", is_flag=True, help="A table for documents.")
+@click.pass_obj
+def limits(obj: Invocation, as_json: bool, markdown: bool) -> None:
+    """Print the limits of agents' connections, with the values that the settings give.
+
+    \b
+    Example:
+      elkeid limits --json | jq -r '.name'
+    """
+    table = agentcenter_limits(obj.settings.agentcenter)
+    if as_json:
+        for each in table:
+            click.echo(json.dumps(asdict(each)))
+    elif markdown:
+        click.echo(markdown_table(table), nl=False)
+    else:
+        for each in table:
+            click.echo(f"{each.name} = {each.value:.15g} ({each.unit})")
+            click.echo(f"    {each.reason}. Beyond: {each.answer}. Metric: {each.metric}.")
+
+
+def markdown_table(table: Sequence[Limit]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "| limit | value | of | why | beyond it | metric | test |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{each.name}` | {each.value:.15g} | {each.unit} | {each.reason} | {each.answer} "
+        f"| `{each.metric}` | `{each.test}` |"
+        for each in table
+    ]
+    return "\n".join(lines) + "\n"
