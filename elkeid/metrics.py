@@ -746,7 +746,7 @@ class ResultFigures:
     sent: int = 0  # over all runs, as the next three
     set_aside: int = 0
     expired: int = 0  # given up at the disk cap
-    dropped: int = 0  # not taken in: the disk was full
+    dropped: int = 0  # not taken in: the disk was full, or the agent's share of the cap
     retries: int = 0  # since the start, as the next two
     unreadable: int = 0
     shortened: int = 0
@@ -781,7 +781,11 @@ class ResultMetrics(Collector):
             ("sent", "Task results that the Manager has taken", now.sent),
             ("set_aside", "Task results that no Manager takes, or unreadable", now.set_aside),
             ("expired", "Task results given up at results_cap_bytes", now.expired),
-            ("dropped", "Task results not kept, as the disk was full", now.dropped),
+            (
+                "dropped",
+                "Task results not kept: full disk or agent's share",
+                now.dropped,
+            ),
             ("retries", "Calls with task results that failed", now.retries),
             ("unreadable", "Task results whose body is empty or no Item", now.unreadable),
             ("shortened", "Task results too large to be sent whole", now.shortened),

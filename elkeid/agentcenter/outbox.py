@@ -62,6 +62,8 @@ class Result:
     """One result as the Manager gets it, or why it does not."""
 
     end_offset: int
+    agent_id: str
+    stored: int  # bytes of its record
     fields: dict[str, str]
     size: int = 0  # bytes of the fields
     unreadable: str = ""
@@ -143,14 +145,16 @@ class OutboxReader:
                 fields = flatten(data.data_type, data.body)
             except WireError as error:
                 self.unreadable += 1
-                self._ready.append(Result(offset, {}, unreadable=str(error)))
+                self._ready.append(
+                    Result(offset, data.agent_id, len(record), {}, unreadable=str(error))
+                )
                 continue
             size = sum(len(name) + len(value) for name, value in fields.items())
             if size > ITEM_BYTES:
                 self.shortened += 1
                 fields = _shortened(fields)
                 size = len(KEPT_FIELDS) * FIELD_BYTES
-            self._ready.append(Result(offset, fields, size))
+            self._ready.append(Result(offset, data.agent_id, len(record), fields, size))
             self._ready_bytes += size
 
     def settle(self, results: Sequence[Result], refusal: str = "") -> None:

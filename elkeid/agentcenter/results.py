@@ -4,6 +4,7 @@ Source: docs/protocol.md, "Task results".
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,9 @@ LINGER_SECONDS: Final = 0.2
 FIRST_RETRY_SECONDS: Final = 0.5
 LAST_RETRY_SECONDS: Final = 30.0
 """Pauses double from the first to the last, each cut by up to half, at random."""
+
+SHARES: Final = 32
+"""One agent's results may take this part of the disk cap, or one batch: 40,000 usual results."""
 
 STOP_SECONDS: Final = 1.0
 """For a call under way at a stop; what it brings would be sent again at the next start."""
@@ -84,6 +88,8 @@ class ResultsOutbox:
         self._stopping = False
         self._pausing = False
         self._failing = ""
+        self._share_bytes = cap_bytes // SHARES
+        self._waiting: Counter[str] = Counter()  # agent id -> bytes that came since the start
         self.retries = 0
 
     async def open(self) -> None:
@@ -139,6 +145,12 @@ class ResultsOutbox:
         self._append(agent_id, [encode_record(data_type, int(self._wall()), item.encode(fields))])
 
     def _append(self, agent_id: str, records: list[bytes]) -> None:
+        size = sum(len(record) for record in records)
+        waiting = self._waiting[agent_id]
+        if waiting and waiting + size > self._share_bytes:
+            self._log.drop(RecordClass.CONTROL, "share", len(records))
+            return
+        self._waiting[agent_id] += size
         self._log.append(
             RecordClass.CONTROL,
             len(records),
@@ -208,6 +220,10 @@ class ResultsOutbox:
             await self._in_thread(reader.settle, part, refusal)
         except OSError as error:  # they would be sent again after a restart
             self.log.error("{path}: {error}", path=self._directory, error=error)
+        for result in part:
+            self._waiting[result.agent_id] -= result.stored
+            if self._waiting[result.agent_id] <= 0:  # below zero: it came in an earlier run
+                del self._waiting[result.agent_id]
 
     async def _send(self, items: list[dict[str, str]]) -> str:
         """Send until the Manager has answered; why it never takes these, or an empty text."""

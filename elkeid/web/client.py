@@ -294,27 +294,35 @@ class JsonClient:
 
 
 class _Joined:
-    """Reads head, file and tail of a body as one file; pieces of the file are in the page cache."""
+    """Reads head, file and tail of a body as one file, which is opened when it is wanted.
+
+    Reads do not wait for a disk: who just wrote the file left it in the page cache.
+    """
 
     def __init__(self, body: FileBody) -> None:
-        self._parts: list[IO[bytes]] = [
-            BytesIO(body.head),
-            body.path.open("rb"),
-            BytesIO(body.tail),
+        self._parts: list[Callable[[], IO[bytes]]] = [
+            lambda: BytesIO(body.head),
+            lambda: body.path.open("rb"),
+            lambda: BytesIO(body.tail),
         ]
+        self._part: IO[bytes] | None = None
 
     def read(self, size: int) -> bytes:
-        while self._parts:
-            piece = self._parts[0].read(size)
+        while self._part or self._parts:
+            if self._part is None:
+                self._part = self._parts.pop(0)()
+            piece = self._part.read(size)
             if piece:
                 return piece
-            self._parts.pop(0).close()
+            self._part.close()
+            self._part = None
         return b""
 
     def close(self) -> None:
-        for part in self._parts:
-            part.close()
         self._parts = []
+        if self._part is not None:
+            self._part.close()
+            self._part = None
 
 
 @implementer(IBodyProducer)

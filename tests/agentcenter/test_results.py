@@ -253,24 +253,43 @@ class ResultsTests(SynchronousTestCase):
         self.assertEqual(list(self.directory.glob("control/*.seg")), [])
         self.assertEqual(len(self.taken), BATCH_ITEMS)
 
+    def test_one_agent_has_its_share(self) -> None:
+        """A flood of results of one agent costs no other agent any; what was sent makes room."""
+        outbox = self.outbox()
+        self.manager.answer = lambda path, items: DOWN
+        other = Agent("a2", Somebody(), 0)
+        for number in range(20):
+            outbox.box.results(AGENT, [(5100, body(f"t{number}", msg="m" * 50_000))])
+        outbox.box.results(other, [(5100, body("other"))])
+        outbox.advance(1)
+        self.assertEqual(outbox.box.figures().dropped, 10)
+        self.manager.answer = self.take
+        outbox.advance(LAST_RETRY_SECONDS)
+        self.assertEqual(self.tokens(), [*[f"t{number}" for number in range(10)], "other"])
+        outbox.box.results(AGENT, [(5100, body("later", msg="m" * 500_000))])
+        outbox.advance(1)
+        self.assertEqual(self.tokens()[-1], "later")
+        self.assertEqual(outbox.box._waiting, {})
+
     def test_the_cap(self) -> None:
         """At the cap the oldest results are given up and counted; the others still arrive."""
         outbox = self.outbox()
         self.manager.answer = lambda path, items: DOWN
-        text = "m" * (MiB - 100)
-        for number in range(24):
-            outbox.box.results(AGENT, [(5100, body(f"t{number}", msg=text))])
+        text = "m" * (MiB // 4)
+        for number in range(80):
+            agent = Agent(f"a{number}", Somebody(), 0)
+            outbox.box.results(agent, [(5100, body(f"t{number}", msg=text))])
             outbox.box.commit()
-            outbox.advance(11)
+            outbox.advance(11 if number % 8 == 7 else 0)
         figures = outbox.box.figures()
         self.assertGreater(figures.expired, 3)
-        self.assertEqual(figures.waiting + figures.expired, 24)
+        self.assertEqual(figures.waiting + figures.expired, 80)
         self.assertLess(figures.bytes_on_disk, 17 * MiB)
         self.manager.answer = self.take
         outbox.advance(2 * LAST_RETRY_SECONDS)
         figures = outbox.box.figures()
-        self.assertEqual((figures.waiting, figures.sent + figures.expired), (0, 24))
-        tokens = [f"t{number}" for number in range(24)]
+        self.assertEqual((figures.waiting, figures.sent + figures.expired), (0, 80))
+        tokens = [f"t{number}" for number in range(80)]
         self.assertEqual(self.tokens()[-10:], tokens[-10:])
 
     def test_a_disk_that_refuses_is_told(self) -> None:

@@ -25,7 +25,7 @@ from elkeid.agentcenter.upload_tokens import (
 )
 from elkeid.agentcenter.uploads import MANAGER_PATH, UPLOAD_PATH, Uploads
 from elkeid.config import MiB
-from elkeid.fleet.grpc_client import MessageReceived
+from elkeid.fleet.grpc_client import GrpcClientConnection, MessageReceived
 from elkeid.web.client import FileBody, Reply, Unreachable
 from elkeid.wire.protobuf import length_delimited
 from tests.agentcenter.face import Face
@@ -515,6 +515,26 @@ class UploadTests(SynchronousTestCase):
         self.host.send(stream, piece(TOKEN, b"x"))
         self.ends(stream, 13, "disk")
         self.assertEqual(self.reported(), [("failed", "the gateway's disk refused the file")])
+
+    def test_cut_at_every_byte(self) -> None:
+        """Wherever the host's bytes end, nothing is left, and the result says what came whole."""
+        client = GrpcClientConnection("gateway")
+        stream = client.open_call(UPLOAD_PATH)
+        client.send_message(stream, piece(TOKEN, b"hello "), False)
+        client.send_message(stream, piece(TOKEN, b"world"), False)
+        client.half_close(stream)
+        data = client.data_to_send()
+        outcomes = []
+        for end in range(len(data) + 1):
+            self.build()
+            self.host.link.dataReceived(data[:end])
+            self.host.drop()
+            self.clean()
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+            outcomes.append([status for status, _ in self.reported()])
+        self.assertEqual(outcomes[-1], ["succeed"])
+        kinds = [tuple(each) for each in outcomes]
+        self.assertEqual(list(dict.fromkeys(kinds)), [(), ("failed",), ("succeed",)])
 
     def test_broken_while_the_disk_works(self) -> None:
         """A stream that breaks within a write is forgotten once that write is over."""

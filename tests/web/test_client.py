@@ -1,15 +1,18 @@
 """Calls to other roles: signed, bounded in time and size, with the peer's clock measured."""
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.web.client import AnswerInvalid, CallFailed, Credentials, Unreachable
+from elkeid.web.client import AnswerInvalid, CallFailed, Credentials, FileBody, Unreachable
 from elkeid.web.site import FaceSite
 
+from ..eventlog.support import open_descriptors
 from .memory import NOW, MemoryNetwork, Scripted
 from .sample import AK, SK, Sample
 
@@ -43,6 +46,41 @@ class ClientTests(SynchronousTestCase):
         self.assertEqual(reply.decode(dict[str, Any])["data"], {"name": "é<", "ports": []})
         reply = self.network.run(self.http.call("DELETE", "http://127.0.0.1:80/x/item", b""))
         self.assertEqual(reply.decode(dict[str, Any])["data"], AK)
+
+    def file_body(self, content: bytes) -> FileBody:
+        """A JSON body, most of which is in a file."""
+        head, tail = b'{"name":"', b'"}'
+        path = Path(self.mktemp())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        whole = head + content + tail
+        return FileBody(path, head, tail, len(whole), hashlib.sha256(whole).hexdigest())
+
+    def test_a_body_from_a_file(self) -> None:
+        """It is read while it is sent, and signed as any other."""
+        body = self.file_body(b"x" * 200_000)
+        reply = self.network.run(
+            self.http.call("POST", "http://127.0.0.1:80/x/signed?n=1", body, seconds=60)
+        )
+        self.assertEqual(reply.decode(dict[str, Any])["data"]["name"], "x" * 200_000)
+
+    def test_a_body_from_a_file_given_up(self) -> None:
+        """A peer that takes nothing ends the call in time, and the file is let go."""
+        self.network.silent.add(82)
+        before = open_descriptors()
+        call = Deferred.fromCoroutine(
+            self.http.call("POST", "http://127.0.0.1:82/", self.file_body(b"x"), seconds=2)
+        )
+        self.network.advance(3)
+        self.failureResultOf(call, Unreachable)
+        self.assertEqual(open_descriptors(), before)
+        self.network.ports[83] = Factory.forProtocol(Protocol)  # type: ignore[arg-type]
+        call = Deferred.fromCoroutine(
+            self.http.call("POST", "http://127.0.0.1:83/", self.file_body(b"x" * 10**6), seconds=2)
+        )
+        self.network.advance(3)
+        self.failureResultOf(call, Unreachable)
+        self.assertEqual(open_descriptors(), before)
 
     def test_queries(self) -> None:
         """A query is encoded."""
