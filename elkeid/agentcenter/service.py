@@ -94,11 +94,11 @@ class AgentCenterRole:
     def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
         self._settings, self._keys, self._reactor = settings, keys, reactor
         self._pool = ThreadPool(1, 4, name="eventlog")
-        self._watch = SocketWatch(reactor)
         self._buffers = TlsBuffers()
         self.event_log = EventLog(
             self.log_directory(settings), settings.eventlog, reactor, self._in_thread
         )
+        self._watch = SocketWatch(reactor, self.event_log)
         self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
         self.commands = Commands(self.gateway.table.get, reactor)
         self.gateway.follow(self.commands)

@@ -43,21 +43,32 @@ class Watched(Interface):
         """The connection is gone."""
 
 
+class Turn(Interface):
+    """What is told when sockets are served, so that it works once for all of them."""
+
+    def begin_turn(self) -> None:
+        """Sockets are about to be served."""
+
+    def end_turn(self) -> None:
+        """They were."""
+
+
 @implementer(IReadDescriptor)
 class SocketWatch:
     """Tells sockets that they are ready, in turns that others can stand.
 
     Args:
         reactor: which watches this, while there is a socket.
+        turn: told of each; the event log.
         monotonic: seconds that only go forward.
     """
 
     log = Logger()
 
     def __init__(
-        self, reactor: IReactorFDSet, monotonic: Callable[[], float] = time.monotonic
+        self, reactor: IReactorFDSet, turn: Turn, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._reactor = reactor
+        self._reactor, self._turn = reactor, turn
         self._monotonic = monotonic
         self._epoll = select.epoll()
         self._sockets: dict[int, Watched] = {}  # by descriptor
@@ -105,6 +116,13 @@ class SocketWatch:
 
     def doRead(self) -> None:
         """Serve what is ready."""
+        self._turn.begin_turn()
+        try:
+            self._serve()
+        finally:
+            self._turn.end_turn()
+
+    def _serve(self) -> None:
         events = self._left or self._epoll.poll(0, TURN_SOCKETS)
         self._left = ()
         get, monotonic = self._sockets.get, self._monotonic

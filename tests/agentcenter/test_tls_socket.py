@@ -118,12 +118,28 @@ class Peer:
         return moved
 
 
+class Turns:
+    """Counts turns, which never overlap."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def begin_turn(self) -> None:
+        assert self.begun == self.ended
+        self.begun += 1
+
+    def end_turn(self) -> None:
+        self.ended += 1
+        assert self.begun == self.ended
+
+
 class Scene:
     """Connections, and the reactor behind them."""
 
     def __init__(self) -> None:
         self.reactor: Any = MemoryReactorClock()
-        self.watch = watch.SocketWatch(self.reactor, self.reactor.seconds)
+        self.turns = Turns()
+        self.watch = watch.SocketWatch(self.reactor, self.turns, self.reactor.seconds)
         self.peers: list[Peer] = []
 
     def dial(self, options: tls.ClientOptions = CLIENT) -> Peer:
@@ -417,6 +433,7 @@ class TransportTests(SynchronousTestCase):
         peer.protocol.reason.trap(ZeroDivisionError)
         self.assertEqual(other.protocol.got, [b"y"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.scene.turns.begun, self.scene.turns.ended)
 
     def test_reactor_lets_go(self) -> None:
         """When the reactor drops its readers, every connection is lost."""
@@ -457,7 +474,7 @@ class WatchTests(SynchronousTestCase):
     def test_budget_of_a_turn(self) -> None:
         """A turn ends when enough was read; who was left out goes first in the next one."""
         reactor: Any = MemoryReactorClock()
-        many = watch.SocketWatch(reactor)
+        many = watch.SocketWatch(reactor, Turns())
         sockets = [Ready(watch.TURN_BYTES // 2) for _ in range(5)]
         for each in sockets:
             self.addCleanup(each.close)
@@ -475,7 +492,7 @@ class WatchTests(SynchronousTestCase):
     def test_time_of_a_turn(self) -> None:
         """Small reads that hold much work end a turn by what they took."""
         reactor: Any = MemoryReactorClock()
-        many = watch.SocketWatch(reactor, reactor.seconds)
+        many = watch.SocketWatch(reactor, Turns(), reactor.seconds)
         sockets = [Ready(10, lambda: reactor.advance(watch.TURN_SECONDS * 0.6)) for _ in range(3)]
         for each in sockets:
             self.addCleanup(each.close)

@@ -53,6 +53,28 @@ def test_commit_before_answering(tmp_path: Path) -> None:
     server.close()
 
 
+def test_a_turn_that_is_told_of(tmp_path: Path) -> None:
+    """Whoever says when a turn ends needs no timer for it; an empty turn writes nothing."""
+    server = Server(tmp_path)
+    server.turn()
+    before, timers = server.disk.count("writev"), len(server.clock.getDelayedCalls())
+    server.log.begin_turn()
+    for number in range(3):
+        server.log.append(TELEMETRY, 1, SUFFIX, region(number))
+    server.log.drop(LOGS, "rate", 2)
+    assert server.disk.count("writev") == before
+    assert len(server.clock.getDelayedCalls()) == timers
+    server.log.end_turn()
+    assert read_all(tmp_path) == [(n, n) for n in range(3)]
+    before = server.disk.count("writev")
+    server.log.begin_turn()
+    server.log.end_turn()
+    assert server.disk.count("writev") == before
+    server.put(3)  # and the timer is there again for others
+    assert read_all(tmp_path) == [(n, n) for n in range(4)]
+    server.close()
+
+
 def test_much_in_one_turn_is_written_early(tmp_path: Path) -> None:
     """A turn that brings more than the buffer holds does not grow the process."""
     server = Server(tmp_path)

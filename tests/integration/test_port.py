@@ -71,7 +71,13 @@ class Waiting(Protocol):
 
 
 class Open:
-    """Has room for everybody."""
+    """Has room for everybody, and nothing to do at turns."""
+
+    def begin_turn(self) -> None:
+        pass
+
+    def end_turn(self) -> None:
+        pass
 
     def room(self) -> int:
         return 10
@@ -90,7 +96,7 @@ async def test_abort_is_a_reset(at_once: bool, tmp_path: Path) -> None:
     protocol = Resetting(at_once)
     factory = Factory.forProtocol(lambda: Waiting(protocol))  # type: ignore[arg-type]
     factory.noisy = False
-    watch = SocketWatch(reactor)
+    watch = SocketWatch(reactor, Open())
     port = AgentsPort(0, factory, "127.0.0.1", reactor, entrance=Open(), watch=watch)
     port.startListening()
 
