@@ -81,6 +81,8 @@ class ResultsOutbox:
         self._manager, self._wall = manager, wall
         self._log = EventLog(directory, log_settings(fsync, cap_bytes), clock, in_thread, files)
         self._reader: OutboxReader | None = None
+        self._noted = False
+        self._failures = 0  # of the log, when `commit` was last asked
         self._news = False
         self._wake_call: IDelayedCall | None = None
         self._waiter: Deferred[None] | None = None
@@ -151,6 +153,7 @@ class ResultsOutbox:
             self._log.drop(RecordClass.CONTROL, "share", len(records))
             return
         self._waiting[agent_id] += size
+        self._noted = True
         self._log.append(
             RecordClass.CONTROL,
             len(records),
@@ -161,8 +164,12 @@ class ResultsOutbox:
             self._wake_call = self._clock.callLater(LINGER_SECONDS, self._wake)
 
     def commit(self) -> bool:
-        """Write what was noted down; whether all of it is on disk now."""
-        return self._log.commit()
+        """Write what was noted down; whether all that came since the last call is on disk now."""
+        if self._noted:  # called at every commit of the event log, so it must cost nothing
+            self._noted = False
+            self._log.commit()
+        failures, self._failures = self._failures, self._log.failures
+        return failures == self._failures
 
     # --- what goes out
 

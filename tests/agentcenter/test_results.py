@@ -298,8 +298,12 @@ class ResultsTests(SynchronousTestCase):
         outbox.disk.always["writev"] = FULL
         outbox.box.results(AGENT, [(5100, body("t1"))])
         self.assertFalse(outbox.box.commit())
+        self.assertTrue(outbox.box.commit())
+        outbox.box.results(AGENT, [(5100, body("t2"))])
+        outbox.clock.advance(0)  # the turn ends, and writes by itself
+        self.assertFalse(outbox.box.commit())
         outbox.disk.always.clear()
-        self.assertEqual(outbox.box.figures().dropped, 1)
+        self.assertEqual(outbox.box.figures().dropped, 2)
         self.assertIn("task results", outbox.box.problems()[0])
 
     def test_a_disk_that_cannot_be_read_is_tried_again(self) -> None:
