@@ -30,6 +30,10 @@ STRANGERS: Final = 4096
 """Connections accepted and not through their handshake; the kernel's backlog holds as many
 more. At the default rate the last of them has its turn within half an agent's dial budget."""
 
+WAIT_SHARE: Final = 0.8
+"""Of `handshake_seconds` a connection may wait for its turn: with less than the rest its agent
+would have given up before the handshake is done, and the work be in vain."""
+
 SILENT_SECONDS: Final = 1.0
 """A connection that said nothing for so long makes room for others, when they are too many."""
 
@@ -108,6 +112,9 @@ class Entry(Protocol):
     def start(self) -> None:
         """Its turn has come: TLS and the link take this protocol's place."""
         self._cancel()
+        if self.transport.peer_left():
+            self.turn_away("left")
+            return
         link = self._door.hall.link(self._peer, self._shaken)
         transport, held, self._held = self.transport, self._held, b""
         try:
@@ -296,7 +303,7 @@ class Door(Factory):
                 return
         self._strangers.add(entry)
         self._silent[entry] = None
-        entry.wait(self._clock, self._settings.handshake_seconds)
+        entry.wait(self._clock, self._settings.handshake_seconds * WAIT_SHARE)
 
     def spoke(self, entry: Entry) -> None:
         """A connection is ready for its handshake."""

@@ -348,6 +348,15 @@ class TlsSocket:
 
     # --- ends
 
+    def peer_left(self) -> bool:
+        """Whether nothing more can come, though nobody reads: the peer closed or reset."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def getPeer(self) -> IPv4Address | IPv6Address:
         """Address of the other end."""
         return _address(self._address)

@@ -20,6 +20,10 @@ class Wire(Transport):
     """A TCP transport that tells its protocol of an abort, as real ones do."""
 
     reset = False
+    left = False
+
+    def peer_left(self) -> bool:
+        return self.left
 
     def abortConnection(self) -> None:
         self.reset = True
@@ -137,7 +141,7 @@ def test_connection_that_says_nothing_is_reset() -> None:
     """After the time that a handshake may take; it never had a turn."""
     house = House(handshake_seconds=15)
     wire = house.dial()
-    house.clock.advance(14.9)
+    house.clock.advance(11.9)
     assert not wire.reset
     house.clock.advance(0.2)
     assert wire.reset
@@ -148,13 +152,26 @@ def test_connection_that_says_nothing_is_reset() -> None:
 
 def test_connection_that_waits_too_long_is_reset() -> None:
     """Its agent has given up by then: shaking hands with it would be in vain."""
-    house = House(handshake_seconds=2.4, handshake_rate=1)
+    house = House(handshake_seconds=3, handshake_rate=1)
     for number in range(UNDER_WAY):
         house.enter(f"10.0.1.{number}")
     waiting = [house.dial(hello=b"P") for _ in range(4)]
     house.clock.pump([0.5] * 5)
     assert [wire.reset for wire in waiting] == [False, False, True, True]
     assert house.door.refused["late"] == 2
+
+
+def test_peer_that_left_before_its_turn_costs_no_handshake() -> None:
+    """Its agent gave up while it waited unread."""
+    house = House()
+    for number in range(UNDER_WAY):
+        house.dial(f"10.0.1.{number}", b"P")
+    gone, late = house.dial(hello=b"P"), house.dial(hello=b"P")
+    gone.left = True
+    house.clock.advance(0.1)
+    house.links[0].handshakeCompleted()
+    assert (gone.reset, late.protocol is house.links[-1]) == (True, True)
+    assert house.door.refused == {"left": 1}
 
 
 def test_silent_crowd_makes_room() -> None:

@@ -250,6 +250,19 @@ class TransportTests(SynchronousTestCase):
         assert turned_away.first.reason is not None
         turned_away.first.reason.trap(ConnectionAborted)
 
+    def test_peer_that_left_unread(self) -> None:
+        """While nothing is read, an end and a reset can still be told from a peer that waits."""
+        waits = Peer(self.scene, tls_at_once=False)
+        left = Peer(self.scene, tls_at_once=False)
+        for each in (waits, left):
+            each.server.pauseProducing()
+        left.socket.close()
+        self.scene.peers.append(waits)
+        self.assertFalse(waits.server.peer_left())
+        self.assertTrue(left.server.peer_left())
+        left.server.abortConnection()
+        self.scene.turn()
+
     def test_both_ways(self) -> None:
         """Data arrives whole and in order; one read's records come in one piece."""
         peer = self.scene.meet()

@@ -1,5 +1,6 @@
 """The agents' port over real sockets: full, closed, open again; options of accepted sockets."""
 
+import gzip
 import socket
 import ssl
 import time
@@ -12,8 +13,10 @@ from twisted.internet import reactor
 
 from elkeid.agentcenter.sockets import SOCKET_OPTIONS, AgentsPort
 from elkeid.agentcenter.watch import SocketWatch
+from elkeid.wire import http2_frames as h2
+from elkeid.wire.protobuf import length_delimited
 from tests.integration.servers import DEADLINE, free_ports, running, settings_text, twistd
-from tests.integration.test_hostile import Gateway
+from tests.integration.test_hostile import Gateway, grpc
 
 pytestmark = pytest.mark.integration
 
@@ -78,6 +81,52 @@ def test_full_gateway_closes_its_port_while_another_has_room(tmp_path: Path) -> 
         held.close()
         assert server.stop() is not None
     assert not any("Traceback" in line for line in server.lines)
+
+
+def behind_a_proxy(gateway: Gateway, header: bytes) -> ssl.SSLSocket:
+    """A connection that begins with ``header``."""
+    plain = socket.create_connection(("127.0.0.1", gateway.port), DEADLINE)
+    plain.sendall(header)
+    return gateway.context.wrap_socket(plain)
+
+
+def test_agents_behind_a_proxy(tmp_path: Path) -> None:
+    """Two addresses behind one proxy: the second claim to an id does not replace the first."""
+    ports = free_ports(4)
+    text = settings_text(ports).replace(
+        "[agentcenter]\n", '[agentcenter]\nproxy_networks = ["127.0.0.0/8"]\n'
+    )
+    (tmp_path / "elkeid.toml").write_text(text)
+    with running(twistd("--role=ac", "--role=sd", "--role=manager"), tmp_path) as server:
+        gateway = Gateway(tmp_path, ports)
+        with pytest.raises(OSError, match=r"reset|Broken|EOF"):
+            gateway.dial()
+        holder, thief = (
+            behind_a_proxy(
+                gateway,
+                b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"
+                + bytes([192, 0, 2, host, 10, 0, 0, 1])
+                + b"\x9c\x40\x1a\x5f",
+            )
+            for host in (1, 2)
+        )
+        message = grpc(gzip.compress(length_delimited(2, b"a1")))
+        holder.sendall(gateway.opening + message)
+        until(lambda: gateway.metric("elkeid_ac_grpc_conn_count") == 1, "no agent")
+        thief.sendall(gateway.opening + message)
+        until(lambda: is_ping(holder.recv(65_536)), "no PING")
+        assert gateway.metric("elkeid_ac_replaced_total") == 0
+        server.stop()
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def is_ping(data: bytes) -> bool:
+    """Whether a PING frame is among these."""
+    while len(data) >= 9:
+        if data[3] == h2.PING:
+            return True
+        data = data[9 + int.from_bytes(data[:3], "big") :]
+    return False
 
 
 def test_accepted_sockets_notice_vanished_hosts() -> None:

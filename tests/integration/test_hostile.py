@@ -33,22 +33,28 @@ class Gateway:
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         self._ports = ports
-        self._context = ssl.create_default_context(cafile=str(folder / "keys" / "ca.crt"))
-        self._context.check_hostname = False
-        self._context.load_cert_chain(folder / "keys" / "client.crt", folder / "keys/client.key")
-        self._context.set_alpn_protocols(["h2"])
+        self.port = ports[0]
+        self.context = ssl.create_default_context(cafile=str(folder / "keys" / "ca.crt"))
+        self.context.check_hostname = False
+        self.context.load_cert_chain(folder / "keys" / "client.crt", folder / "keys/client.key")
+        self.context.set_alpn_protocols(["h2"])
 
     def dial(self) -> ssl.SSLSocket:
         """A connection as an agent's."""
-        plain = socket.create_connection(("127.0.0.1", self._ports[0]), DEADLINE)
-        return self._context.wrap_socket(plain)
+        plain = socket.create_connection(("127.0.0.1", self.port), DEADLINE)
+        return self.context.wrap_socket(plain)
+
+    @property
+    def opening(self) -> bytes:
+        """What begins a connection with a call on stream 1."""
+        block = hpack.Encoder().encode(HEADERS)
+        frames = h2.settings_frame([]) + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, block)
+        return h2.PREFACE + frames
 
     def call(self) -> ssl.SSLSocket:
         """A connection with a call on stream 1."""
-        block = hpack.Encoder().encode(HEADERS)
         connection = self.dial()
-        opening = h2.settings_frame([]) + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, block)
-        connection.sendall(h2.PREFACE + opening)
+        connection.sendall(self.opening)
         return connection
 
     def get(self, path: str) -> str:
