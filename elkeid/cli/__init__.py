@@ -24,7 +24,7 @@ COMMANDS = {
     "user": ("elkeid.cli.user", "Add users of the Manager."),
     "limits": (
         "elkeid.cli.limits",
-        "Print the limits of agents' connections, with the values that the settings give.",
+        "Print the limits of what peers may cost, with the values that the settings give.",
     ),
     "log": ("elkeid.cli.log", "Look at the event log."),
     "fleet": ("elkeid.cli.fleet", "Simulate agents, thousands in one process."),

@@ -8,6 +8,7 @@ from attrs import asdict
 
 from elkeid.agentcenter.limits import limits as agentcenter_limits
 from elkeid.cli import Invocation
+from elkeid.discovery.limits import limits as discovery_limits
 from elkeid.limits import Limit
 
 
@@ -16,13 +17,14 @@ from elkeid.limits import Limit
 @click.option("--markdown", is_flag=True, help="A table for documents.")
 @click.pass_obj
 def limits(obj: Invocation, as_json: bool, markdown: bool) -> None:
-    """Print the limits of agents' connections, with the values that the settings give.
+    """Print the limits of what peers may cost, with the values that the settings give.
 
     \b
     Example:
       elkeid limits --json | jq -r '.name'
     """
-    table = agentcenter_limits(obj.settings.agentcenter)
+    settings = obj.settings
+    table = [*agentcenter_limits(settings.agentcenter), *discovery_limits(settings.discovery)]
     if as_json:
         for each in table:
             click.echo(json.dumps(asdict(each)))

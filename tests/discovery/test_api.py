@@ -8,6 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.config import Settings, parse
+from elkeid.discovery.api import DIFFERENCE_LIMIT, REGISTER_LIMIT, SYNC_LIMIT
 from elkeid.discovery.service import DiscoveryRole
 from elkeid.key_making import make_keys
 from elkeid.web.client import Credentials, Reply
@@ -131,10 +132,19 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual(self.get("/registry/list"), (200, {"data": [], "msg": "ok"}))
 
     def test_large_bodies(self) -> None:
-        """10 MB are refused at the announcement."""
+        """Too large a body is refused at its announcement, each route at its own limit."""
         status, body = self.post("/registry/register", b" " * 10_000_000)
         self.assertEqual(status, 413)
         self.assertIn("more than 65536 bytes", body["msg"])
+        for path, limit in [
+            ("/registry/evict", REGISTER_LIMIT),
+            ("/registry/sync", SYNC_LIMIT),
+            ("/registry/difference", DIFFERENCE_LIMIT),
+        ]:
+            head = f"POST {path} HTTP/1.1\r\nContent-Length: {limit + 1}\r\n\r\n"
+            client = RawConnection(self.face.role.site)
+            self.assertTrue(client.send(head.encode()).startswith(b"HTTP/1.1 413 "), path)
+            client.lose()
 
     def test_authentication(self) -> None:
         """Changes need a signature; 403 tells what is wrong with it."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from attrs import fields
 from click.testing import CliRunner
 
-from elkeid.agentcenter.limits import limits
+from elkeid.agentcenter.limits import limits as agentcenter_limits
 from elkeid.cli import main
 from elkeid.cli.limits import markdown_table
-from elkeid.config import AgentCenterSettings
+from elkeid.config import AgentCenterSettings, DiscoverySettings
+from elkeid.discovery.limits import limits as discovery_limits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TABLE = limits(AgentCenterSettings())
+TABLE = [*agentcenter_limits(AgentCenterSettings()), *discovery_limits(DiscoverySettings())]
 
 
 def test_every_test_that_is_named_exists() -> None:
@@ -43,10 +44,22 @@ def test_every_metric_that_is_named_exists() -> None:
 def test_every_bound_among_the_settings_is_in_the_table() -> None:
     """Seconds, bytes, rates and bursts of what peers may cost."""
     kinds = ("_limit", "_bytes", "_seconds", "_rate", "_burst")
-    names = {each.name for each in fields(AgentCenterSettings) if each.name.endswith(kinds)}
-    listed = {limit.name.removeprefix("agentcenter.") for limit in TABLE}
-    # How long a batch waits for tags, and what the outbox keeps, cost no peer anything.
-    assert names - listed == {"tag_wait_seconds", "results_cap_bytes"}
+    names = {
+        f"{section}.{each.name}"
+        for section, kind in (
+            ("agentcenter", AgentCenterSettings),
+            ("discovery", DiscoverySettings),
+        )
+        for each in fields(kind)
+        if each.name.endswith(kinds)
+    }
+    # How long a batch waits for tags, what the outbox keeps, and how long silent instances are
+    # kept cost no peer anything.
+    assert names - {limit.name for limit in TABLE} == {
+        "agentcenter.tag_wait_seconds",
+        "agentcenter.results_cap_bytes",
+        "discovery.preserve_seconds",
+    }
 
 
 def test_the_document_is_the_table() -> None:
