@@ -419,6 +419,8 @@ class GatewayFigures:
     log_segments: Mapping[str, int]
     log_lost_records: Mapping[str, int]  # from the log's end, in crashes or power cuts
     log_failures: Mapping[tuple[str, str], int]  # by class and operation: write, sync
+    log_backlogs: Mapping[tuple[str, str], tuple[int, int, float]]
+    """By reader and class: records, bytes on disk, age of the oldest in seconds."""
     log_free_bytes: int  # on the log's volume
     certificate_expiry: Mapping[str, float]  # file name -> unix seconds
 
@@ -508,6 +510,15 @@ class AgentCenterMetrics(Collector):
             ("class", "operation"),
             now.log_failures,
         )
+        for index, (name, text) in enumerate(
+            (
+                ("records", "Records that a reader has before it"),
+                ("bytes", "Bytes on disk that a reader has before it"),
+                ("seconds", "Age of the oldest record that a reader has before it"),
+            )
+        ):
+            left = {key: each[index] for key, each in now.log_backlogs.items()}
+            yield _exact(f"elkeid_log_backlog_{name}", text, ("reader", "class"), left, "gauge")
         yield _gauge("elkeid_log_free_bytes", "Free on the log's volume", now.log_free_bytes)
         expiry = {(name,): at for name, at in now.certificate_expiry.items()}
         yield _exact(

@@ -454,6 +454,7 @@ class AgentCenterRole:
                     ("sync", each.sync_failures),
                 )
             },
+            log_backlogs=self.event_log.backlogs,
             log_free_bytes=stats.free_bytes,
             certificate_expiry={name: at.timestamp() for name, at in self._keys.expiry.items()},
         )

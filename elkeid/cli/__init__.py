@@ -27,6 +27,8 @@ COMMANDS = {
         "Print the limits of what peers may cost, with the values that the settings give.",
     ),
     "log": ("elkeid.cli.log", "Look at the event log."),
+    "ledger": ("elkeid.cli.ledger", "Show where every record went, and whether it balances."),
+    "kafka": ("elkeid.cli.kafka", "Read back what went to Kafka."),
     "fleet": ("elkeid.cli.fleet", "Simulate agents, thousands in one process."),
 }
 

@@ -6,20 +6,30 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import click
 import msgspec
 
 from elkeid.cli import Invocation
+from elkeid.config import KAFKA_READER
 from elkeid.errors import OperatorError, WireError
 from elkeid.eventlog import Entry, LogReader
+from elkeid.eventlog.files import lock_file
+from elkeid.eventlog.ledger import read_ledger
+from elkeid.eventlog.log import LOCK_FILE
 from elkeid.eventlog.reader import Extent
+from elkeid.kafka.bridge import Bridge
+from elkeid.kafka.connection import quiet_library
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import RecordClass
 
 FOLLOW_SECONDS = 0.2  # between two looks for more
 FLUSH_BYTES = 64 * 1024  # printed at once while there is more: what a pipe holds
+PROGRESS_SECONDS = 2.0  # between two lines that say how much is left
+STOP_SECONDS = 5.0  # for an interrupted bridge to leave its place saved
 SAVE_SECONDS = 1.0  # between two saves of a reader's place, each of which waits for the disk
 
 
@@ -74,6 +84,61 @@ def cat(obj: Invocation, follow: bool, reader: str | None, raw: bool) -> None:
             os.dup2(nowhere.fileno(), out.fileno())  # or Python complains when it flushes
     except OSError as error:
         raise OperatorError(f"{error.filename or directory}: {error.strerror or error}") from error
+
+
+@log.command()
+@click.argument("directory", type=click.Path(path_type=Path), metavar="DIR")
+@click.pass_obj
+def adopt(obj: Invocation, directory: Path) -> None:
+    """Send to Kafka what another gateway's event log still holds, and end.
+
+    DIR is the eventlog folder of a gateway that does not run any more. It is read from where that
+    gateway was, and its ledger is balanced afterwards. An interrupted run goes on where it was.
+
+    \b
+    Example:
+      elkeid log adopt /mnt/dead-gateway/data/eventlog
+    """
+    settings = obj.settings.kafka
+    if not settings.brokers:
+        raise OperatorError("kafka.brokers: not set; name the brokers that records shall go to")
+    read_ledger(directory)  # says so when it is no log
+    held = lock_file(directory / LOCK_FILE)
+    if held is None:
+        raise OperatorError(
+            f"{directory}: a gateway writes this log, and sends it by itself; stop it first"
+        )
+    try:
+        bridge = Bridge(directory, settings, once=True)
+        worker = Thread(target=_run, args=(bridge,), daemon=True)
+        worker.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            while worker.is_alive():
+                worker.join(PROGRESS_SECONDS)
+                click.echo(f"{_waiting(directory):,} records left", err=True)
+        bridge.stop(STOP_SECONDS)
+        worker.join(STOP_SECONDS)
+    finally:
+        os.close(held)
+    if bridge.failed is not None:
+        raise bridge.failed
+    left = _waiting(directory)
+    if left:
+        raise OperatorError(f"{left} records are left; run it again")
+    click.echo("everything is in Kafka")
+
+
+def _run(bridge: Bridge) -> None:
+    quiet_library()
+    bridge.run_noting_failure()
+
+
+def _waiting(directory: Path) -> int:
+    """Records that Kafka has not got yet, all classes together."""
+    return sum(
+        account["readers"].get(KAFKA_READER, {"waiting": account["appended"]})["waiting"]
+        for account in read_ledger(directory).values()
+    )
 
 
 Line = Callable[[RecordClass, int, bytes], bytes]
@@ -170,7 +235,8 @@ def _raw_line(_class: RecordClass, _offset: int, value: bytes) -> bytes:
     return b64encode(value) + b"\n"
 
 
-def _json_line(record_class: RecordClass, offset: int, value: bytes) -> bytes:
+def record_line(record_class: RecordClass, offset: int, value: bytes) -> dict[str, Any]:
+    """What is printed of a record; `WireError` if it is no MQData."""
     record = mqdata.decode(value)
     line: dict[str, Any] = {
         "offset": offset,
@@ -191,4 +257,8 @@ def _json_line(record_class: RecordClass, offset: int, value: bytes) -> bytes:
     }
     if record.fields is None:
         line["body"] = b64encode(record.body).decode()
-    return msgspec.json.encode(line) + b"\n"
+    return line
+
+
+def _json_line(record_class: RecordClass, offset: int, value: bytes) -> bytes:
+    return msgspec.json.encode(record_line(record_class, offset, value)) + b"\n"

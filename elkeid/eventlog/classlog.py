@@ -300,7 +300,7 @@ class ClassLog:
         """Give up the oldest sealed segment; its file is to be unlinked by the caller."""
         segment = self.sealed.popleft()
         self.sealed_bytes -= segment.size
-        path = self._directory / str(segment.name)
+        path = segment.path(self._directory)
         self.doomed[path] = segment.size
         self.state.delete(segment.end, reason)
         self.write_state()

@@ -39,7 +39,7 @@ MAX_BODY_BYTES = 0x7FFF_F000 - FRAME_HEADER_BYTES
 pack_entry = _ENTRY.pack
 """``pack_entry(count, len(suffix), len(region))``: what precedes a suffix and its region."""
 
-_NAME = re.compile(r"(\d{20})-([0-9a-f]{16})\.seg\Z")
+_NAME = re.compile(r"(\d{20})-([0-9a-f]{16})\.seg(?:\.zst)?\Z")
 _RANDOM_BITS = 20
 
 
@@ -64,7 +64,7 @@ class SegmentName(NamedTuple):
 
 
 def parse_segment_name(name: str) -> SegmentName | None:
-    """Read a file name; None when it is no segment's."""
+    """Read a file name; None when it is no segment's, packed or not."""
     match = _NAME.match(name)
     return SegmentName(int(match[1]), int(match[2], 16)) if match else None
 

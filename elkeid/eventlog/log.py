@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from elkeid.config import EventLogSettings, GiB, MiB
 from elkeid.errors import OperatorError
+from elkeid.eventlog.backlog import Backlog, backlog
 from elkeid.eventlog.classlog import ClassLog, OpenSegment
 from elkeid.eventlog.cursors import (
     READERS_DIRECTORY,
@@ -30,7 +31,9 @@ from elkeid.eventlog.cursors import (
 from elkeid.eventlog.files import FileOperations, Space, lock_file, sync_directory
 from elkeid.eventlog.format import pack_entry
 from elkeid.eventlog.ledger import Ledger, class_account
-from elkeid.eventlog.recovery import Recovered, check_versions, recover
+from elkeid.eventlog.packed import forget_pack, pack, put_in_place
+from elkeid.eventlog.recovery import Recovered, Segment, check_versions, recover
+from elkeid.eventlog.segment import list_segments
 from elkeid.eventlog.wakeup import Wakeup
 from elkeid.wire.datatypes import RecordClass
 
@@ -47,8 +50,14 @@ HOUSEKEEPING_SECONDS = 10.0
 MAX_TELEMETRY_CAP_BYTES = 50 * GiB
 MIN_FREE_SHARE = 0.05  # of the volume, when min_free_bytes is not set
 
+PACK_AFTER_SECONDS = 10.0
+"""A sealed segment that a reader of the settings has not begun after so long is packed."""
+
 _RESERVE_FILE = "reserve"
-_LOCK_FILE = "lock"
+LOCK_FILE = "lock"
+Backlogs = dict[tuple[str, str], Backlog]
+"""By reader and class label."""
+
 InThread = Callable[..., "Deferred[Any]"]
 """``in_thread(function, *args)`` runs it in a pool and fires with its result."""
 
@@ -79,6 +88,7 @@ class _Chores:
     gone: list[tuple[ClassLog, Path]] = field(factory=list)
     space: Space | None = None
     cursors: dict[str, Cursor] | None = None
+    backlogs: Backlogs = field(factory=dict)
     problems: list[str] = field(factory=list)
 
 
@@ -147,8 +157,10 @@ class EventLog:
         self._housekeeping_call: IDelayedCall | None = None
         self._chores = DeferredLock()  # one thread at a time works on the files
         self._chores_queued = False
+        self._packing: Deferred[None] | None = None
         self._closed = False
         self._cursors: dict[str, Cursor] = {}
+        self.backlogs: Backlogs = {}  # measured every `HOUSEKEEPING_SECONDS`
         self._readers_due = 0.0  # when cursors are to be looked at next
         self._space = Space(0, 0)
         self._min_free = 0
@@ -188,7 +200,7 @@ class EventLog:
 
     def _open_in_thread(self) -> list[Recovered]:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = lock_file(self._directory / _LOCK_FILE)
+        self._lock = lock_file(self._directory / LOCK_FILE)
         if self._lock is None:
             raise OperatorError(
                 f"{self._directory}: another process writes this event log; "
@@ -272,6 +284,8 @@ class EventLog:
             if call is not None:
                 call.cancel()
         self._sync_call = self._housekeeping_call = None
+        if self._packing is not None:
+            await self._packing
         if self._logs:
             await self._chores.run(self._run_chores)
         self._release()
@@ -388,6 +402,45 @@ class EventLog:
         self._apply(chores)
         if not self._closed:
             self._enforce_limits()
+            self._pack_one()
+
+    def _pack_one(self) -> None:
+        """Begin to pack the oldest segment that waits for a reader of the settings, if any does."""
+        if self._packing is not None or not self._kept:
+            return
+        before_ms = self._now_ms() - int(PACK_AFTER_SECONDS * 1000)
+        for log in self._by_worth():
+            open_names = {each.name for each in log.to_close}
+            needed = self._needed(log)
+            for segment in log.sealed:
+                if (
+                    not segment.packed
+                    and segment.name.base > needed
+                    and segment.last_ms <= before_ms
+                    and segment.name not in open_names
+                    and self._space.free > self._min_free + segment.size  # it takes room first
+                ):
+                    self._packing = Deferred.fromCoroutine(self._pack(log, segment))
+                    return
+
+    async def _pack(self, log: ClassLog, segment: Segment) -> None:
+        path = segment.path(log.directory)
+        try:
+            size = await self._in_thread(pack, self._files, path)
+            if segment not in log.sealed:  # given up meanwhile
+                forget_pack(self._files, path)
+                return
+            put_in_place(self._files, path)
+            log.sealed_bytes += size - segment.size
+            segment.size, segment.packed = size, True
+            log.unsynced_directory = True
+        except OSError as error:  # such as a full disk; the segment is as it was
+            self.log.error("{path}: cannot be packed: {error}", path=path, error=error)
+            return
+        finally:
+            self._packing = None
+        if not self._closed:
+            self._pack_one()
 
     def _gather(self) -> _Chores:
         """List what is to be done, as it stands now; the thread looks at nothing else."""
@@ -447,7 +500,19 @@ class EventLog:
                     self.log.info("reader {name} was not used for a day: forgotten", name=name)
                 self._begin_readers(chores.oldest, chores.now_ms)
                 chores.cursors, damaged = read_cursors(directory)
+                chores.backlogs = self._measure(chores.cursors, chores.now_ms)
                 chores.problems += [str(error) for error in damaged.values()]
+
+    def _measure(self, cursors: dict[str, Cursor], now_ms: int) -> Backlogs:
+        """In a thread: what each reader has before it."""
+        found: Backlogs = {}
+        for log in self._logs:
+            label = log.record_class.label
+            names, end = list_segments(log.directory), log.state.next_offset
+            for name, cursor in cursors.items():
+                place = cursor.classes.get(label, ClassCursor())
+                found[name, label] = backlog(log.directory, names, end, place, now_ms)
+        return found
 
     def _apply(self, chores: _Chores) -> None:
         """Take over what came of the chores."""
@@ -476,7 +541,7 @@ class EventLog:
         if chores.space is not None:
             self._space = chores.space
         if chores.cursors is not None:
-            self._cursors = chores.cursors
+            self._cursors, self.backlogs = chores.cursors, chores.backlogs
 
     def _enforce_limits(self) -> None:
         """Give up segments by cap, age and free space; refuse records when that does not do."""

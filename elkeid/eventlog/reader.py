@@ -23,6 +23,7 @@ from elkeid.eventlog.cursors import (
 )
 from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.format import Entry, SegmentName, decode_entries, skip_records
+from elkeid.eventlog.packed import open_segment
 from elkeid.eventlog.segment import Frame, SegmentReader, list_segments
 from elkeid.eventlog.state import STATE_FILE, LogState, read_state
 from elkeid.wire.datatypes import RecordClass
@@ -266,9 +267,11 @@ class LogReader:
             folder = self._directory / each.label
             for name in reversed(list_segments(folder)):
                 try:
-                    found[each] = (name, (folder / str(name)).stat().st_size)
+                    source = open_segment(folder / str(name))
                 except FileNotFoundError:
                     continue
+                found[each] = (name, source.size())
+                source.close()
                 break
         return found
 

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.format import SEGMENT_HEADER_BYTES, SegmentName
+from elkeid.eventlog.packed import file_size, packed_path
 from elkeid.eventlog.segment import SegmentReader, list_segments, read_segment_header
 from elkeid.eventlog.state import STATE_FILE, LogState, read_state
 from elkeid.wire.datatypes import RecordClass
@@ -28,6 +29,12 @@ class Segment:
     end: int  # offset after its last record
     size: int  # bytes of its file
     last_ms: int  # when it was sealed, milliseconds since the epoch
+    packed: bool = False
+
+    def path(self, directory: Path) -> Path:
+        """Where its file is."""
+        plain = directory / str(self.name)
+        return packed_path(plain) if self.packed else plain
 
 
 @define
@@ -118,6 +125,22 @@ def _cut(files: FileOperations, path: Path, size: int) -> bool:
     return True
 
 
+def _tidy_packed(
+    files: FileOperations, directory: Path, names: list[SegmentName]
+) -> set[SegmentName]:
+    """Finish what was begun of packing; say which segments are packed."""
+    packed = set()
+    for path in directory.glob("*.seg.zst.new"):
+        _remove(files, path)
+    for name in names:
+        path = directory / str(name)
+        if packed_path(path).exists():  # whole and durable: only then it got its name
+            packed.add(name)
+            if path.exists():
+                _remove(files, path)
+    return packed
+
+
 def recover(
     files: FileOperations, directory: Path, record_class: RecordClass, furthest: int
 ) -> Recovered:
@@ -137,24 +160,33 @@ def recover(
     sequence, state = read_state(directory / STATE_FILE) or (0, LogState())
     result = Recovered(state, sequence)
     names = list_segments(directory)
+    packed = _tidy_packed(files, directory, names)
     durable = next((n for n in names if n.ident == state.checkpoint[0]), None)
     lost_between = 0
     for name, following in pairwise(names):
         path = directory / str(name)
         if following.base <= state.deleted_to or following.base == name.base:
-            _remove(files, path)  # its deletion was decided, or it holds no record
+            _remove(
+                files, packed_path(path) if name in packed else path
+            )  # its deletion was decided, or it holds no record
             continue
-        size = path.stat().st_size
-        result.sealed.append(Segment(name, following.base, size, following.created_ms))
+        size = file_size(path)
+        result.sealed.append(
+            Segment(name, following.base, size, following.created_ms, name in packed)
+        )
         if durable is not None and name >= durable:  # sealed, but perhaps not all of it written
             end = _walk(path, name, state.checkpoint).end
             lost_between += max(0, following.base - end)
     tail, torn_bytes = _Tail(0, state.deleted_to, 0), 0
     if names:
         last, path = names[-1], directory / str(names[-1])
-        stat = path.stat()
+        stat = (packed_path(path) if last in packed else path).stat()
         tail.end = last.base
-        if stat.st_size < SEGMENT_HEADER_BYTES:  # killed while beginning it
+        if last in packed:
+            tail = _walk(path, last, state.checkpoint)
+            last_ms = int(stat.st_mtime * 1000)
+            result.sealed.append(Segment(last, tail.end, stat.st_size, last_ms, packed=True))
+        elif stat.st_size < SEGMENT_HEADER_BYTES:  # killed while beginning it
             _remove(files, path)
         else:
             tail = _walk(path, last, state.checkpoint)

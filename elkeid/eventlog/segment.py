@@ -17,6 +17,7 @@ from elkeid.eventlog.format import (
     decode_segment_header,
     parse_segment_name,
 )
+from elkeid.eventlog.packed import open_segment
 
 CHUNK_BYTES = 256 * 1024  # one read: many small frames, or a good part of a large one
 
@@ -37,7 +38,7 @@ def list_segments(directory: Path) -> list[SegmentName]:
             names = [each.name for each in found]
     except FileNotFoundError:
         return []
-    return sorted(each for name in names if (each := parse_segment_name(name)))
+    return sorted({each for name in names if (each := parse_segment_name(name))})
 
 
 def read_segment_header(path: Path) -> SegmentHeader | None:
@@ -47,8 +48,11 @@ def read_segment_header(path: Path) -> SegmentHeader | None:
         LogFormatError: it is of another format version.
         OSError: the file cannot be read.
     """
-    with path.open("rb", buffering=0) as source:
-        return decode_segment_header(source.read(SEGMENT_HEADER_BYTES) or b"", path)
+    source = open_segment(path)
+    try:
+        return decode_segment_header(source.pread(SEGMENT_HEADER_BYTES, 0), path)
+    finally:
+        source.close()
 
 
 class SegmentReader:
@@ -69,22 +73,20 @@ class SegmentReader:
         self.damaged_bytes = 0  # skipped so far
         self._seed = name.seed
         self._chunk, self._chunk_at = b"", 0
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._source = open_segment(path)
         try:
-            self.header = decode_segment_header(os.pread(self._fd, SEGMENT_HEADER_BYTES, 0), path)
+            self.header = decode_segment_header(self._source.pread(SEGMENT_HEADER_BYTES, 0), path)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._source.close()
 
     def size(self) -> int:
         """Bytes in the file now."""
-        return os.fstat(self._fd).st_size
+        return self._source.size()
 
     def forget(self) -> None:
         """Drop what was read ahead, since the tail may have changed since."""
@@ -130,7 +132,7 @@ class SegmentReader:
         """Have ``count`` bytes from ``at`` in the chunk; return their index, or -1 if fewer."""
         index = at - self._chunk_at
         if not 0 <= index <= len(self._chunk) - count:
-            self._chunk = os.pread(self._fd, max(count, CHUNK_BYTES), at)
+            self._chunk = self._source.pread(max(count, CHUNK_BYTES), at)
             self._chunk_at, index = at, 0
             if len(self._chunk) < count:
                 return -1
@@ -159,7 +161,7 @@ class SegmentReader:
     def _search(self, at: int) -> Frame | None:
         """Find the first whole frame after a place where none is."""
         while True:
-            window = os.pread(self._fd, CHUNK_BYTES, at)
+            window = self._source.pread(CHUNK_BYTES, at)
             if len(window) < FRAME_HEADER_BYTES:
                 return None
             found = window.find(FRAME_MAGIC)

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -219,6 +221,9 @@ class Session:
         self._unsaved = True
         self._save_at = self._read_at = self._look_at = monotonic()
         self._begun = False
+        self._finished = False
+        # What the place goes back to if this ends before it can be noted; see `ClassFeed.savable`.
+        self._before = deepcopy(cursor.classes)
         self.ending = False  # hand nothing more over
         self._update_figures(self._save_at)
 
@@ -242,7 +247,11 @@ class Session:
         """
         now = self._monotonic()
         if not self._begun:
-            self._place.save()  # as it was, but for what the start has counted
+            try:
+                self._place.save()  # as it was, but for what the start has counted
+            except OSError as error:
+                self._say("place", f"{error}: nothing is sent until the place can be saved")
+                return SAVE_SECONDS
             self._begun = True
         self._take_outcomes(now)
         more = False
@@ -291,10 +300,20 @@ class Session:
 
     def finish(self, cause: str) -> None:
         """Save the place; what is under way may come twice, for which ``cause`` is counted."""
+        if self._finished:
+            return
+        self._finished = True
         self._take_outcomes(self._monotonic())
         if not self.idle:
             self._repeat(cause)
-        self._place.cursor.clean = True
+        cursor = self._place.cursor
+        cursor.clean = True
+        if not all(feed.savable for feed in self.feeds):
+            self._repeat(cause)  # what was sent in this session comes again
+            cursor.classes = self._before
+            with suppress(OSError):
+                self._place.save()
+            return
         self._save(self._monotonic())
 
     def over(self) -> str | None:
@@ -448,7 +467,11 @@ class Session:
             return
         for feed in self.feeds:
             feed.note_place()
-        self._place.save()
+        try:
+            self._place.save()
+        except OSError as error:  # such as a full disk: the place is saved when there is room
+            self._say("place", f"the place cannot be saved: {error}; a crash now repeats more")
+            return
         self._unsaved = False
 
     def _update_figures(self, now: float) -> None:
@@ -548,6 +571,7 @@ class Bridge:
         self._stopping = False
         self._linger = 0.0  # seconds a stop may wait for what is under way
         self._thread: threading.Thread | None = None
+        self.failed: Exception | None = None  # what ended it, if nobody stopped it
         self.figures = BridgeFigures()
 
     # -- the thread
@@ -580,10 +604,19 @@ class Bridge:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self.run_noting_failure()
+        if self.failed is not None:
+            self.log.error(
+                "the Kafka bridge ended: {error!r}; records stay in the log until a restart",
+                error=self.failed,
+            )
+
+    def run_noting_failure(self) -> None:
+        """Do as `run`, for a thread: what ended it is `failed` afterwards."""
         try:
             self.run()
-        except Exception:
-            self.log.failure("the Kafka bridge failed; records stay in the event log")
+        except Exception as error:
+            self.failed = error
 
     def run(self) -> None:
         """Bridge until stopped, in this thread; with ``once`` until everything is there.
@@ -651,9 +684,10 @@ class Bridge:
             return True
         finally:
             self.figures.connected = False
-            producer.close(0.5)
             if session is not None:
+                session.finish("reset")  # unless that was done: an error ends it
                 session.close()
+            producer.close(0.5)
 
     def _topic_known(self, producer: Producer) -> bool:
         """Wait until the topic's partitions are known."""

@@ -424,6 +424,48 @@ def test_stop_while_brokers_are_silent(log: Log) -> None:
     assert run.place.cursor.repeats == {"stop": 1}
 
 
+def test_place_that_cannot_be_saved(log: Log) -> None:
+    """On a full disk records go on to Kafka; the place is saved when there is room again."""
+    cluster = Cluster()
+    run = Run(log, cluster)
+    run.turn(1)
+    save, full = run.place.save, OSError(28, "No space left on device")
+
+    def no_room() -> None:
+        raise full
+
+    run.place.save = no_room  # type: ignore[method-assign]
+    log.append(b"a", b"1")
+    run.turn(20)
+    assert len(cluster.values()[b"a"]) == 1
+    assert any("cannot be saved" in text for _, text in run.said)
+    assert log.ledger()["acknowledged"] == 0
+    run.place.save = save  # type: ignore[method-assign]
+    run.turn(20)
+    assert log.ledger()["acknowledged"] == 1
+    run.stop()
+
+
+def test_log_that_cannot_be_read_for_a_while(log: Log) -> None:
+    """An error of the disk ends a session, not the bridge; nothing is lost, the sums agree."""
+    failures = [OSError(5, "Input/output error")]
+
+    class Failing(Cluster):
+        def fatal(self) -> BaseException | None:
+            if failures:
+                raise failures.pop()
+            return None
+
+    log.append(b"a", b"1")
+    cluster = Failing()
+    cluster.verdict = lambda _p, _b: HOLD if failures else None
+    bridge = Bridge(log.directory, SETTINGS, connect=lambda _retried: cluster, once=True)
+    bridge.run()
+    assert cluster.values()[b"a"] == log.sent[RecordClass.TELEMETRY, b"a"]
+    assert bridge.figures.repeats == {"reset": 1}
+    assert log.ledger()["acknowledged"] == 1
+
+
 def test_one_feeder_a_log(log: Log) -> None:
     """Two processes cannot feed Kafka from one log."""
     run = Run(log, Cluster())

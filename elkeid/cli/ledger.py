@@ -1,0 +1,138 @@
+"""``elkeid ledger``: where every record went, told from the files of the event log."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from elkeid.cli import Invocation
+from elkeid.errors import OperatorError
+from elkeid.eventlog.backlog import NOTHING, Backlog, backlog
+from elkeid.eventlog.cursors import ClassCursor, read_cursors
+from elkeid.eventlog.ledger import Ledger, read_ledger
+from elkeid.eventlog.segment import list_segments
+from elkeid.wire.datatypes import RecordClass
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, as GET /ledger has it.")
+@click.pass_obj
+def ledger(obj: Invocation, as_json: bool) -> None:
+    """Show where every record went, and whether it balances.
+
+    Hop by hop, beside a running server or without one; the logs of several processes in one
+    data folder are added up. The status is 1 when something does not balance.
+
+    \b
+    Examples:
+      elkeid ledger
+      elkeid ledger --json | jq .telemetry.readers.kafka.waiting
+    """
+    data = obj.settings.server.data_dir
+    directories = [each for each in log_directories(data) if each.is_dir()]
+    if not directories:
+        directories = [data / "eventlog"]  # which read_ledger misses in a sentence
+    try:
+        found = sum_ledgers(read_ledger(each) for each in directories)
+        left = measure(directories, found)
+    except OSError as error:
+        raise OperatorError(f"{error.filename or data}: {error.strerror or error}") from error
+    faults = imbalances(found)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        for line in table(found, left):
+            click.echo(line)
+    for fault in faults:
+        click.echo(fault, err=True)
+    if faults:
+        raise click.exceptions.Exit(1)
+
+
+def log_directories(data: Path) -> list[Path]:
+    """Where processes with this data folder keep their logs."""
+    return [data / "eventlog", *sorted(data.glob("worker-*/eventlog"))]
+
+
+def sum_ledgers(ledgers: Iterable[Ledger]) -> Ledger:
+    """Add ledgers up, number by number."""
+    total: dict[str, Any] = {}
+    for each in ledgers:
+        _add(total, each)
+    return total
+
+
+def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
+
+
+def imbalances(found: Ledger) -> list[str]:
+    """A sentence for each sum that does not agree; none in a sound ledger."""
+    faults = []
+    for label, account in found.items():
+        read, appended = account["read"], account["appended"]
+        dropped = sum(account["dropped"].values())
+        if read != appended + dropped:
+            faults.append(f"{label}: {read} read, but {appended} appended and {dropped} dropped")
+        for name, reader in account["readers"].items():
+            expired = sum(reader["expired"].values())
+            total = reader["acknowledged"] + reader["set_aside"] + reader["waiting"] + expired
+            if total != appended:
+                faults.append(f"{label}, {name}: {total} accounted for, {appended} appended")
+    return faults
+
+
+def measure(directories: Iterable[Path], found: Ledger) -> dict[tuple[str, str], Backlog]:
+    """What each reader has before it, by reader and class, all logs together."""
+    total: dict[tuple[str, str], Backlog] = {}
+    now_ms = int(time.time() * 1000)
+    for directory in directories:
+        cursors, _ = read_cursors(directory)
+        own = read_ledger(directory)
+        for each in RecordClass:
+            folder = directory / each.label
+            names, end = list_segments(folder), own[each.label]["appended"]
+            for name, cursor in cursors.items():
+                place = cursor.classes.get(each.label, ClassCursor())
+                more = backlog(folder, names, end, place, now_ms)
+                had = total.get((name, each.label), NOTHING)
+                total[name, each.label] = Backlog(
+                    had.records + more.records,
+                    had.bytes + more.bytes,
+                    max(had.seconds, more.seconds),
+                )
+    return total
+
+
+def table(found: Ledger, left: dict[tuple[str, str], Backlog]) -> list[str]:
+    """The ledger for people: one line a hop and fate."""
+    lines = []
+    for label, account in found.items():
+        lines.append(f"{label}")
+        lines.append(_line("agents -> gateway", "read", account["read"]))
+        for reason, count in sorted(account["dropped"].items()):
+            lines.append(_line("", f"dropped ({reason})", count))
+        lines.append(_line("gateway -> log", "appended", account["appended"]))
+        for name, reader in account["readers"].items():
+            lines.append(_line(f"log -> {name}", "acknowledged", reader["acknowledged"]))
+            if reader["set_aside"]:
+                lines.append(_line("", "set aside", reader["set_aside"]))
+            for reason, count in sorted(reader["expired"].items()):
+                lines.append(_line("", f"expired ({reason})", count))
+            waiting = left.get((name, label), NOTHING)
+            note = ""
+            if reader["waiting"]:
+                note = f"   {waiting.bytes / 2**20:,.1f} MiB, {waiting.seconds / 60:.1f} min late"
+            lines.append(_line("", "waiting", reader["waiting"]) + note)
+    return lines
+
+
+def _line(hop: str, fate: str, count: int) -> str:
+    return f"  {hop:<20}{fate:<24}{count:>16,}"
