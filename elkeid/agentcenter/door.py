@@ -115,6 +115,8 @@ class Entry(Protocol):
         if self.transport.peer_left():
             self.turn_away("left")
             return
+        if not self._door.admits(self):
+            return
         link = self._door.hall.link(self._peer, self._shaken)
         transport, held, self._held = self.transport, self._held, b""
         try:
@@ -225,12 +227,12 @@ class Door(Factory):
 
     @property
     def full(self) -> bool:
-        """Whether as many connections are here as the limit allows."""
-        return self._connections >= self._settings.connection_limit
+        """Whether as many agents' connections are here as the limit allows.
 
-    @property
-    def _connections(self) -> int:
-        return len(self.hall.links) + len(self._strangers)
+        Those whose handshake is not over have a limit of their own: else anybody could close
+        the port, without the agents' key.
+        """
+        return len(self.hall.links) >= self._settings.connection_limit
 
     @property
     def silent(self) -> int:
@@ -249,7 +251,7 @@ class Door(Factory):
         self.log.warn(
             "{n} connections are here, the limit is {limit}, and another AgentCenter has room: "
             "the port is closed until there is room",
-            n=self._connections,
+            n=len(self.hall.links),
             limit=self._settings.connection_limit,
         )
         self._close_port()
@@ -258,7 +260,7 @@ class Door(Factory):
     def _look(self) -> None:
         """Open again when there is room here, or when agents have nowhere else to go."""
         self._reopen = None
-        room = self._connections <= self._settings.connection_limit * REOPEN_SHARE
+        room = len(self.hall.links) <= self._settings.connection_limit * REOPEN_SHARE
         if room or not self._others_have_room():
             try:
                 self._port = self._listen(self)
@@ -292,18 +294,25 @@ class Door(Factory):
 
     def arrived(self, entry: Entry) -> None:
         """A connection was accepted."""
-        limit = self._settings.connection_limit
-        if self.full:
-            if self._others_have_room():
-                entry.turn_away("full")
-                self._shut()
-                return
-            if self._connections >= limit + max(limit // REFUSED_SHARE, 1):
-                entry.turn_away("full")
-                return
+        if not self.admits(entry):
+            return
         self._strangers.add(entry)
         self._silent[entry] = None
         entry.wait(self._clock, self._settings.handshake_seconds * WAIT_SHARE)
+
+    def admits(self, entry: Entry) -> bool:
+        """Whether there is room behind the door; an entry without any is turned away."""
+        if not self.full:
+            return True
+        limit = self._settings.connection_limit
+        if self._others_have_room():
+            entry.turn_away("full")
+            self._shut()
+            return False
+        if len(self.hall.links) >= limit + max(limit // REFUSED_SHARE, 1):
+            entry.turn_away("full")
+            return False
+        return True
 
     def spoke(self, entry: Entry) -> None:
         """A connection is ready for its handshake."""

@@ -371,6 +371,10 @@ class AgentCenterRole:
             *self.results.problems(),
             *self._discovery.problems(),
         ]
+        if self.gateway.memory.spent:
+            problems.append(
+                f"{self.gateway.memory.waiting} messages wait for room in agentcenter.memory_bytes"
+            )
         if self.door.full:
             problems.append(
                 f"full: {self._settings.agentcenter.connection_limit} connections are here, "

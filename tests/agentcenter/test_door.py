@@ -251,9 +251,21 @@ def test_far_too_many_are_reset_even_without_others() -> None:
     """Connections kept only to be refused are bounded as well."""
     house = House(connection_limit=20)
     for number in range(22):
-        assert not house.dial(f"10.0.0.{number}").reset
+        house.enter(f"10.0.0.{number}")
     assert house.dial("10.0.0.99").reset
     assert house.ports.open
+
+
+def test_strangers_do_not_fill_the_house() -> None:
+    """Who has no key cannot close the port, and who comes last of many is still turned away."""
+    house = House(connection_limit=1)
+    house.others_have_room = True
+    waiting = [house.dial(f"10.0.0.{number}") for number in range(5)]
+    assert house.ports.open
+    house.enter("10.0.1.1")
+    entry: Any = waiting[0].protocol
+    entry.dataReceived(b"P")
+    assert (waiting[0].reset, waiting[1].reset, house.ports.open) == (True, False, False)
 
 
 def test_refused_stream_is_sent_elsewhere_when_another_has_room() -> None:

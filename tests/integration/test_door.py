@@ -138,7 +138,12 @@ def test_accepted_sockets_notice_vanished_hosts() -> None:
 
     factory: Any = None
     port = AgentsPort(
-        0, factory, "127.0.0.1", reactor, entrance=Entrance(), watch=SocketWatch(reactor)
+        0,
+        factory,
+        "127.0.0.1",
+        reactor,
+        entrance=Entrance(),
+        watch=SocketWatch(reactor, lambda: None),
     )
     with port.createInternetSocket() as listener:
         listener.setblocking(True)
