@@ -35,7 +35,9 @@ def test_every_metric_that_is_named_exists() -> None:
     missing = []
     for limit in TABLE:
         prefixes = ("", "elkeid_ac_", "elkeid_ac_tags_", "elkeid_ac_uploads_")
+        prefixes += ("elkeid_ac_results_",)
         names = {limit.metric.removeprefix(prefix) for prefix in prefixes}
+        names |= {name.removesuffix("_total") for name in names}
         if not names & parts:
             missing.append(limit.metric)
     assert missing == []
