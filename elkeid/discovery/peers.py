@@ -10,7 +10,8 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 import msgspec
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -299,7 +300,7 @@ class Cluster:
             for each in asked:
                 each.addTimeout(max(0.01, end - self.clock.seconds()), self.clock)
                 each.addErrback(_unanswered)
-            results = await DeferredList(asked)
+            results = await DeferredList(asked, fireOnOneErrback=True, consumeErrors=True)
             if any(learned for _, learned in results):
                 return
             if self.clock.seconds() + START_PAUSE > end:
@@ -318,6 +319,11 @@ class Cluster:
             elif peer.kind is Kind.UPSTREAM:
                 await peer.learn_upstream()
         except CallFailed:
+            return False
+        except CancelledError:
+            raise
+        except Exception:
+            self.log.failure("{peer} cannot be learned from", peer=peer.address)
             return False
         return peer.kind is not Kind.SELF
 
@@ -353,5 +359,6 @@ class Cluster:
 
 
 def _unanswered(failure: Failure) -> bool:
-    """A peer that takes too long at the start tells nothing."""
+    """A peer that takes too long at the start tells nothing; a cancelled start is over."""
+    failure.trap(DeferredTimeout)
     return False

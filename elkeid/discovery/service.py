@@ -28,6 +28,7 @@ from elkeid.web.signed import SD_REASONS, SignatureCheck
 from elkeid.web.site import FaceSite, listen
 
 SWEEP_SECONDS = 1.0  # how late ageing may be, and a stall of this process be found
+BACKLOG = 4096  # connections the kernel holds: a fleet that lost its gateway asks at once
 BURST_SECONDS = 10.0  # an address may send ten seconds' worth of requests at once
 
 
@@ -127,7 +128,14 @@ class DiscoveryRole:
         await self.cluster.snapshot()
         self._sweep.start(SWEEP_SECONDS)
         self._ports.append(
-            listen(self._reactor, self.site, own.listen, own.port, setting="discovery.port")
+            listen(
+                self._reactor,
+                self.site,
+                own.listen,
+                own.port,
+                setting="discovery.port",
+                backlog=BACKLOG,
+            )
         )
         if own.tls_port is not None:
             self._tls = api_server_options(self._keys)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, FirstError
 from twisted.internet.error import ConnectionRefusedError as TwistedRefused
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
@@ -133,6 +133,7 @@ class Node(Place):
         )
         self.clock = MemoryReactorClock()
         self.role: DiscoveryRole
+        self.starting: Deferred[None]
         self.heard: Callable[[Node, str, bytes], None] = lambda node, path, body: None
 
     def start(self) -> None:
@@ -151,7 +152,8 @@ class Node(Place):
             agent=SimulatedAgent(self.world, self.name),
             node=f"{self.name}-{self.boot}",
         )
-        Deferred.fromCoroutine(self.role.start()).addErrback(_cancelled)
+        self.starting = Deferred.fromCoroutine(self.role.start())
+        self.starting.addErrback(_cancelled)
 
     def kill(self) -> None:
         """The process is gone, and so is what it knew."""
@@ -285,4 +287,5 @@ class _Response:
 
 
 def _cancelled(failure: Failure) -> None:
-    """A start that was under way when its process was killed."""
+    """A start that was given up."""
+    assert isinstance(failure.value, FirstError | CancelledError), failure

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.config import parse
 from elkeid.discovery.client import DiscoveryClient
-from elkeid.discovery.members import Zones, other_members
+from elkeid.discovery.members import Zones, is_local, other_members
 from elkeid.discovery.peers import Kind
 from elkeid.discovery.registry import Record
 
@@ -210,6 +210,60 @@ class ClusterTests(SynchronousTestCase):
         self.assertTrue(status["ready"])
         self.assertIn("10.9.0.2:8088 does not answer", status["remarks"][0])
         self.assertIn("found no other one", status["remarks"][-1])
+
+    def test_start_that_is_given_up(self) -> None:
+        """A node that is told to stop while it still asks its peers opens no port any more."""
+        for number in range(25):
+            node = Node(self.world, "10.9.0.9", MEMBERS)
+            self.world.random.seed(number)
+            node.start()
+            self.world.run(0.1 * number)
+            node.starting.cancel()
+            Deferred.fromCoroutine(node.role.stop())
+            self.world.run(5)
+            self.assertEqual((node.clock.tcpServers, node.clock.getDelayedCalls()), ([], []))
+
+    def test_stop(self) -> None:
+        """A node that stops tells its peers what it has just heard, and leaves no timer."""
+        self.start(A, B)
+        node = self.nodes[A]
+        self.world.run(6)
+        self.register(A, "i1")
+        self.world.run(2)
+        self.post(A, "/registry/evict", b'{"name":"hids_svr_grpc","ip":"i1","port":6751}')
+        self.register(A, "i2")
+        stopped = Deferred.fromCoroutine(node.role.stop())
+        self.world.run(0.6)
+        self.assertTrue(stopped.called)
+        self.assertEqual(node.clock.getDelayedCalls(), [])
+        self.assertEqual(set(self.known(B)), {"i2"})
+
+    def test_stop_beside_silent_peers(self) -> None:
+        """Peers that do not answer hold up no stop."""
+        self.start(A, B)
+        self.world.run(6)
+        self.world.cuts.add(frozenset((A, B)))
+        self.register(A, "i1")
+        self.world.run(1)
+        stopped = Deferred.fromCoroutine(self.nodes[A].role.stop())
+        self.world.run(0.7)
+        self.assertTrue(stopped.called)
+        self.assertEqual(self.nodes[A].clock.getDelayedCalls(), [])
+
+    def test_shares(self) -> None:
+        """A node learns how many agents ask the others, for each that asks it."""
+        self.start(A, B, C)
+        cluster = self.nodes[A].role.cluster
+        self.world.run(6)
+        self.assertEqual(cluster.charge(), 3.0)
+        for node, agents in [(A, 190), (B, 90)]:
+            for _ in range(agents):
+                self.nodes[node].get(f"/registry/detail?name={SVC}&count=10")
+        self.world.run(5.5)
+        self.assertAlmostEqual(cluster.charge(), 1 + 0.5 + 0.05)
+        self.nodes[C].kill()
+        self.world.run(12)
+        self.assertEqual(cluster.charge(), 2.0)
 
     def test_lost_news_are_found(self) -> None:
         """What died with the node that heard it before all knew is found by comparing."""
@@ -451,6 +505,11 @@ class MemberTests(SynchronousTestCase):
             ["[fd00::1]:8088", "other:8088"],
         )
         self.assertEqual(self.others("127.0.0.1", "localhost:8088", "127.0.0.1:8088"), [])
+
+    def test_local_addresses(self) -> None:
+        """Loopback is this machine's, an address for documents is not."""
+        found = [is_local(address) for address in ("127.0.0.1", "192.0.2.1", "2001:db8::1")]
+        self.assertEqual(found, [True, False, False])
 
     def test_zones(self) -> None:
         """The smallest network counts; an instance may name its zone."""
