@@ -8,8 +8,11 @@ from attrs import asdict
 
 from elkeid.agentcenter.limits import limits as agentcenter_limits
 from elkeid.cli import Invocation
+from elkeid.config import Settings
 from elkeid.discovery.limits import limits as discovery_limits
+from elkeid.eventlog.limits import limits as eventlog_limits
 from elkeid.limits import Limit
+from elkeid.web.limits import limits as web_limits
 
 
 @click.command()
@@ -23,8 +26,7 @@ def limits(obj: Invocation, as_json: bool, markdown: bool) -> None:
     Example:
       elkeid limits --json | jq -r '.name'
     """
-    settings = obj.settings
-    table = [*agentcenter_limits(settings.agentcenter), *discovery_limits(settings.discovery)]
+    table = all_limits(obj.settings)
     if as_json:
         for each in table:
             click.echo(json.dumps(asdict(each)))
@@ -34,6 +36,16 @@ def limits(obj: Invocation, as_json: bool, markdown: bool) -> None:
         for each in table:
             click.echo(f"{each.name} = {each.value:.15g} ({each.unit})")
             click.echo(f"    {each.reason}. Beyond: {each.answer}. Metric: {each.metric}.")
+
+
+def all_limits(settings: Settings) -> list[Limit]:
+    """Those of every role, with the values that these settings give."""
+    return [
+        *agentcenter_limits(settings.agentcenter),
+        *discovery_limits(settings.discovery),
+        *eventlog_limits(settings.eventlog),
+        *web_limits(),
+    ]
 
 
 def markdown_table(table: Sequence[Limit]) -> str:

@@ -137,13 +137,14 @@ def test_accepted_sockets_notice_vanished_hosts() -> None:
             return 1
 
     factory: Any = None
+    nothing: Any = None
     port = AgentsPort(
         0,
         factory,
         "127.0.0.1",
         reactor,
         entrance=Entrance(),
-        watch=SocketWatch(reactor, lambda: None),
+        watch=SocketWatch(reactor, nothing),
     )
     with port.createInternetSocket() as listener:
         listener.setblocking(True)

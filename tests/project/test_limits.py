@@ -7,14 +7,12 @@ from pathlib import Path
 from attrs import fields
 from click.testing import CliRunner
 
-from elkeid.agentcenter.limits import limits as agentcenter_limits
 from elkeid.cli import main
-from elkeid.cli.limits import markdown_table
-from elkeid.config import AgentCenterSettings, DiscoverySettings
-from elkeid.discovery.limits import limits as discovery_limits
+from elkeid.cli.limits import all_limits, markdown_table
+from elkeid.config import AgentCenterSettings, DiscoverySettings, Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TABLE = [*agentcenter_limits(AgentCenterSettings()), *discovery_limits(DiscoverySettings())]
+TABLE = all_limits(Settings())
 
 
 def test_every_test_that_is_named_exists() -> None:
