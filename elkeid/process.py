@@ -1,9 +1,11 @@
 """The manners of a server process: its limits, its exit status, its last deadline."""
 
 import atexit
+import ctypes
 import faulthandler
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from twisted.logger import Logger
 EXIT_SECONDS = 9.8  # from the signal; then a stuck thread no longer keeps the process
 CPU_SECONDS = 2.0  # shortest time over which a share of CPU is measured
 OTHER_FILES = 512  # open files that are not agents: log segments, databases, API connections
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 log = Logger()
 
@@ -104,3 +108,26 @@ def _leave_with_1() -> None:
         if stream is not None:
             stream.flush()
     os._exit(1)
+
+
+def worker_command(config: str | None) -> list[str]:
+    """The command line of a gateway worker, up to ``--worker NUMBER/OF``.
+
+    Args:
+        config: absolute path of the settings file, if one was named.
+    """
+    run = "from twisted.scripts.twistd import run; run()"
+    argv = [sys.executable, "-c", run, "-n", "--pidfile=", "elkeid", "--role", "ac"]
+    return [*argv, "--config", config] if config else argv
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process as SIGTERM does when its parent is gone, and only then.
+
+    A process group of its own keeps a terminal's Ctrl-C away: the parent passes it on in order.
+    """
+    os.setpgid(0, 0)
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent or parent == 1:
+        os.kill(os.getpid(), signal.SIGTERM)  # it was gone before

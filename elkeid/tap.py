@@ -26,12 +26,15 @@ from elkeid.garbage import Keeper
 from elkeid.keys import Keys, load_keys, obtain_keys
 from elkeid.lifecycle import OrderedRoles, Role, sentence
 from elkeid.logging import LogSetup
+from elkeid.workers import MOST as MOST_WORKERS
+from elkeid.workers import Worker, port_faults, settings_of
 
 ROLES = {  # in start order: a role finds those that it needs already serving
     "sd": "elkeid.discovery.service.DiscoveryRole",
     "ac": "elkeid.agentcenter.service.AgentCenterRole",
     "manager": "elkeid.manager.service.ManagerRole",
 }
+SUPERVISOR = "elkeid.agentcenter.supervisor.WorkersRole"  # in the place of ac, with --workers
 NOT_YET = ("analysis", "offline")
 
 log = Logger()
@@ -48,6 +51,8 @@ class Options(usage.Options):
     optParameters: ClassVar = [
         ["config", "c", None, "settings file; elkeid.toml if there is one, else built-in defaults"]
     ]
+    worker: Worker | None = None  # this process is one of several
+    workers = 1
     optFlags: ClassVar = [["welcome", None, "when ready, show on the terminal how to log in"]]
 
     def __init__(self) -> None:
@@ -64,10 +69,33 @@ class Options(usage.Options):
             raise usage.UsageError(f"--role {name}: not one of {', '.join(ROLES)}")
         self["roles"].append(name)
 
+    def opt_workers(self, text: str) -> None:
+        """run the role ac as so many processes that share the agents' port; 1 is one in this"""
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_WORKERS:
+            raise usage.UsageError(f"--workers {text}: not a number, 1 to {MOST_WORKERS}")
+        self.workers = int(text)
+
+    def opt_worker(self, text: str) -> None:
+        """used by --workers for the processes that it starts"""
+        try:
+            self.worker = Worker.parse(text)
+        except ValueError as error:
+            raise usage.UsageError(f"--worker {error}") from error
+
     def postOptions(self) -> None:
         """Check every setting; faults end the program, one a line."""
+        if self.worker is not None and (self["roles"] != ["ac"] or self.workers > 1):
+            raise usage.UsageError("--worker: needs --role ac, and no --workers")
+        if self.workers > 1 and "ac" not in (self["roles"] or ROLES):
+            raise usage.UsageError("--workers: needs the role ac")
         try:
-            self["settings"] = load(Path(self["config"]) if self["config"] else None)
+            settings = load(Path(self["config"]) if self["config"] else None)
+            faults = port_faults(settings, self.workers)
+            if faults:
+                raise ConfigError(faults)
+            self["settings"] = (
+                settings if self.worker is None else settings_of(self.worker, settings)
+            )
         except ConfigError as error:
             # Not a UsageError: twistd would print its whole help before the faults, and each
             # program that runs us would choose another exit status.
@@ -80,12 +108,17 @@ class ProcessRole:
     name = "process"
     stop_seconds = 0.0
 
-    def __init__(self, settings: Settings, roles: Collection[str], reactor: Any) -> None:
+    def __init__(
+        self, settings: Settings, roles: Collection[str], reactor: Any, is_worker: bool = False
+    ) -> None:
         self._settings, self._roles, self._reactor = settings, roles, reactor
+        self._is_worker = is_worker
         self._garbage = Keeper(reactor)
 
     async def start(self) -> None:
         """Wait until signals are caught, then raise limits and set the deadline for a stop."""
+        if self._is_worker:
+            process.end_with_parent()
         running: Deferred[None] = Deferred()
         self._reactor.callWhenRunning(running.callback, None)
         await running
@@ -167,19 +200,32 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     Factory.noisy = False  # else each connection that we dial is two lines of log
     globalLogPublisher.addObserver(LogSetup(settings.server.log_level, settings.server.log_format))
     # Imported now, so that a broken installation shows before the process goes to the background.
-    kinds: list[Callable[..., Role]] = [namedAny(ROLES[name]) for name in chosen]
+    kinds: list[Callable[..., Role]] = [_kind(name, options) for name in chosen]
     keys = KeysRole(settings, chosen, reactor)
     makers: list[Callable[[], Role]] = [
-        lambda: ProcessRole(settings, chosen, reactor),
+        lambda: ProcessRole(settings, chosen, reactor, options.worker is not None),
         lambda: keys,
         *(partial(_make, kind, settings, keys, reactor) for kind in kinds),
     ]
     return OrderedRoles(
         reactor,
         makers,
-        ready=partial(_ready, settings, chosen, options["welcome"]),
+        ready=partial(_ready, settings, chosen, options["welcome"], options.worker),
         fatal=partial(_fatal, reactor),
     )
+
+
+def _kind(name: str, options: Options) -> Callable[..., Role]:
+    """What makes a role: its class, for workers with more to know."""
+    if name != "ac" or (options.workers == 1 and options.worker is None):
+        kind: Callable[..., Role] = namedAny(ROLES[name])
+        return kind
+    if options.worker is not None:
+        return partial(namedAny(ROLES[name]), worker=options.worker)
+    supervisor = namedAny(SUPERVISOR)
+    config = options["config"]
+    command = process.worker_command(str(Path(config).absolute()) if config else None)
+    return partial(supervisor, count=options.workers, command=command)
 
 
 def _make(kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor: Any) -> Role:
@@ -188,9 +234,15 @@ def _make(kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor
     return role
 
 
-def _ready(settings: Settings, roles: Collection[str], show_welcome: bool) -> None:
+def _ready(
+    settings: Settings, roles: Collection[str], show_welcome: bool, worker: Worker | None
+) -> None:
     places = welcome.addresses(settings, roles)
-    log.info("ready: {places}", places="; ".join(f"{what} {where}" for what, where in places))
+    shown = "; ".join(f"{what} {where}" for what, where in places)
+    if worker is not None:
+        log.info("serving: {places}", places=shown)
+        return
+    log.info("ready: {places}", places=shown)
     if show_welcome:
         welcome.show(settings, roles)
 

@@ -53,6 +53,8 @@ class Drain:
         address: under which it is registered; host and port.
         close_port: closes the agents' port; called again, it does nothing.
         clock: for deadlines.
+        siblings: whether other processes of this host share the port: they take its agents, and
+            another process registers the address for all of them.
     """
 
     log = Logger()
@@ -66,7 +68,9 @@ class Drain:
         address: tuple[str, int],
         close_port: Callable[[], Awaitable[None]],
         clock: IReactorTime,
+        siblings: bool = False,
     ) -> None:
+        self._siblings = siblings
         self._gateway, self._discovery, self._clock = gateway, discovery, clock
         self._name, self._address, self._close_port = name, address, close_port
         self.state = DrainState.SERVING
@@ -120,7 +124,7 @@ class Drain:
 
     async def _go_off_the_list(self) -> None:
         await self._discovery.renew()  # it knows now that we are draining
-        if not self._others_have_room():
+        if self._siblings or not self._others_have_room():
             return
         await self._discovery.deregister(self._name)
         while not await self._discovery.leads_elsewhere(self._name, *self._address):
@@ -134,7 +138,7 @@ class Drain:
         self._gateway.abort()
 
     def _others_have_room(self) -> bool:
-        return self._discovery.room_elsewhere(self._name, *self._address)
+        return self._siblings or self._discovery.room_elsewhere(self._name, *self._address)
 
     async def _close(self) -> None:
         self._gateway.closed = True

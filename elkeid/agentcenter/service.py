@@ -70,6 +70,7 @@ from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
 from elkeid.web.site import FaceSite, listen, listening
+from elkeid.workers import Worker, left_behind, left_behind_text
 
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
@@ -85,18 +86,26 @@ class AgentCenterRole:
         settings: of this process.
         keys: server certificate, and the access keys of the inner APIs.
         reactor: for ports, timers and threads.
+        worker: which one this process is, if several share the agents' port.
     """
 
     name = "ac"
     stop_seconds = 7.2  # leaving ServiceDiscovery, reading agents to their end, closing the log
     log = Logger()
 
-    def __init__(self, settings: Settings, keys: Keys, reactor: Any) -> None:
+    def __init__(
+        self, settings: Settings, keys: Keys, reactor: Any, *, worker: Worker | None = None
+    ) -> None:
         self._settings, self._keys, self._reactor = settings, keys, reactor
+        self._worker = worker
         self._pool = ThreadPool(1, 4, name="eventlog")
         self._buffers = TlsBuffers()
         self.event_log = EventLog(
-            self.log_directory(settings), settings.eventlog, reactor, self._in_thread
+            self.log_directory(settings),
+            settings.eventlog,
+            reactor,
+            self._in_thread,
+            sharers=1 if worker is None else worker.of,
         )
         self._watch = SocketWatch(reactor, self.event_log)
         self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
@@ -195,6 +204,7 @@ class AgentCenterRole:
             address=(self._address, settings.agentcenter.grpc_port),
             close_port=self.door.close,
             clock=reactor,
+            siblings=worker is not None and worker.of > 1,
         )
         self._kafka: KafkaFeed | None = None
         if settings.kafka.brokers:
@@ -242,6 +252,9 @@ class AgentCenterRole:
             OperatorError: the log or a port cannot be opened.
         """
         settings = self._settings.agentcenter
+        if self._worker is None:
+            for path in left_behind(self._settings, 1):
+                self.log.warn("{text}", text=left_behind_text(path))
         self._pool.start()
         await self.event_log.open()
         if self._kafka is not None:
@@ -277,7 +290,8 @@ class AgentCenterRole:
             tls=self._api_tls,
         )
         self.door.open()
-        self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
+        if self._worker is None:  # else one process does so for all workers
+            self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
         self._discovery.register(HTTP_NAME, self._address, settings.http_port, self._load)
         self._discovery.watch(HTTP_NAME, self.configs.peers.changed)
         self._registered = True
@@ -307,6 +321,7 @@ class AgentCenterRole:
             self._reactor,
             entrance=door,
             watch=self._watch,
+            shared=self._worker is not None,
         )
         with listening("agentcenter.grpc_port", settings.listen, settings.grpc_port):
             port.startListening()

@@ -48,6 +48,7 @@ class AgentsPort(Port):
         reactor: where.
         entrance: asked for room before each round of accepting, and again soon if it has none.
         watch: shared by all connections.
+        shared: by several processes of this host; the kernel spreads connections over them.
     """
 
     transport: Any = TlsSocket
@@ -61,8 +62,10 @@ class AgentsPort(Port):
         *,
         entrance: Entrance,
         watch: SocketWatch,
+        shared: bool = False,
     ) -> None:
         super().__init__(port, factory, BACKLOG, interface, reactor)
+        self._shared = shared
         self._clock: IReactorTime = reactor
         self._entrance = entrance
         self._pause: IDelayedCall | None = None
@@ -73,6 +76,8 @@ class AgentsPort(Port):
         made: socket.socket = super().createInternetSocket()
         for level, option, value in SOCKET_OPTIONS:
             made.setsockopt(level, option, value)
+        if self._shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return made
 
     def doRead(self) -> None:

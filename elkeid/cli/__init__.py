@@ -16,6 +16,7 @@ import click
 
 from elkeid.config import Settings, load
 from elkeid.errors import ConfigError, OperatorError
+from elkeid.workers import MOST, Worker, settings_of
 
 # Name -> module of this package, which holds a command of that name, and its line of help.
 COMMANDS = {
@@ -36,13 +37,16 @@ COMMANDS = {
 class Invocation:
     """What all commands of one invocation share."""
 
-    def __init__(self, config: Path | None) -> None:
-        self.config = config
+    def __init__(self, config: Path | None, worker: int | None = None) -> None:
+        self.config, self._worker = config, worker
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, found as the server finds them; `ConfigError` if they are at fault."""
-        return load(self.config)
+        settings = load(self.config)
+        if self._worker is None:
+            return settings
+        return settings_of(Worker(self._worker, self._worker + 1), settings)
 
 
 class LazyGroup(click.Group):
@@ -88,13 +92,19 @@ def told_in_a_sentence() -> Iterator[None]:
     metavar="PATH",
     help="Settings file; elkeid.toml if there is one, else built-in defaults.",
 )
+@click.option(
+    "--worker",
+    type=click.IntRange(0, MOST - 1),
+    metavar="NUMBER",
+    help="Of a server with --workers: the gateway whose data is meant.",
+)
 @click.version_option(package_name="elkeid", message="elkeid %(version)s")
 @click.pass_context
-def main(ctx: click.Context, config: Path | None) -> None:
+def main(ctx: click.Context, config: Path | None, worker: int | None) -> None:
     """The back end of host security agents: what operators do beside the running server.
 
     \b
     Example:
       elkeid --config /etc/elkeid/elkeid.toml keys export ac
     """
-    ctx.obj = Invocation(config)
+    ctx.obj = Invocation(config, worker)

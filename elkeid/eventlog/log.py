@@ -132,6 +132,8 @@ class EventLog:
         clock: for the commit at the end of the turn, and for wall-clock times.
         in_thread: ``deferToThreadPool`` with reactor and pool filled in, or a stand-in.
         files: the file operations; tests pass a set that fails.
+        sharers: processes of this host that have a log on this volume: a cap that follows from
+            the free space is shared out among them.
     """
 
     log = Logger()
@@ -143,7 +145,10 @@ class EventLog:
         clock: IReactorTime,
         in_thread: InThread,
         files: FileOperations | None = None,
+        *,
+        sharers: int = 1,
     ) -> None:
+        self._sharers = sharers
         self._directory, self._settings, self._clock = directory, settings, clock
         self._in_thread = in_thread
         self._files = FileOperations() if files is None else files
@@ -254,7 +259,8 @@ class EventLog:
             return settings.telemetry_cap_bytes
         # What the log has already counts as free, or the cap would shrink at every start.
         own = sum(segment.size for segment in recovered.sealed) + recovered.active_size
-        return max(min((self._space.free + own) // 2, MAX_TELEMETRY_CAP_BYTES), 16 * MiB)
+        cap = min((self._space.free + own * self._sharers) // 2, MAX_TELEMETRY_CAP_BYTES)
+        return max(cap // self._sharers, 16 * MiB)
 
     def _begin_readers(self, oldest: dict[str, int], now_ms: int) -> None:
         """In a thread: give readers of the settings a place, so that it holds segments back."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-DEADLINE = 30.0  # seconds until a start or a stop is given up as failed
+DEADLINE = 60.0  # seconds until a start or a stop is given up as failed
 BIN = Path(sys.executable).parent
 
 

@@ -20,6 +20,7 @@ from elkeid.config import Settings
 from elkeid.errors import KeysError
 from elkeid.keys import Keys, renew_server
 from elkeid.lifecycle import OrderedRoles
+from elkeid.workers import Worker
 
 
 class Noting:
@@ -150,6 +151,41 @@ class TapTests(SynchronousTestCase):
         reactor.advance(10)
         self.successResultOf(stopped)
         self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
+
+    def test_workers(self) -> None:
+        """With --workers another role stands for the gateway; each worker is told its place."""
+        options = self.options("--workers", "3")
+        self.assertEqual(options.workers, 3)
+        kind = tap._kind("ac", options)
+        assert isinstance(kind, partial)
+        self.assertEqual(kind.keywords["count"], 3)
+        command = kind.keywords["command"]
+        self.assertEqual(command[-4:], ["--role", "ac", "--config", str(self.settings_file)])
+        self.assertIs(tap._kind("sd", options), NotingSd)
+        worker = self.options("--role", "ac", "--worker", "1/3")
+        kind = tap._kind("ac", worker)
+        assert isinstance(kind, partial)
+        self.assertIs(kind.func, NotingAc)
+        self.assertEqual(kind.keywords, {"worker": Worker(1, 3)})
+        self.assertEqual(worker["settings"].agentcenter.http_port, 6762)
+        self.assertIs(tap._kind("ac", self.options("--workers", "1")), NotingAc)
+
+    def test_workers_at_fault(self) -> None:
+        """A number, the role, and ports that are free."""
+        for argv in (
+            ("--workers", "0"),
+            ("--workers", "33"),
+            ("--workers", "two"),
+            ("--role", "sd", "--workers", "2"),
+            ("--worker", "0/2"),
+            ("--role", "ac", "--worker", "2/2"),
+            ("--role", "ac", "--worker", "0/2", "--workers", "2"),
+        ):
+            with self.assertRaises(usage.UsageError, msg=argv):
+                self.options(*argv)
+        self.settings_file.write_text("[agentcenter]\nhttp_port = 6691\n")
+        with self.assertRaisesRegex(SystemExit, "worker 1 would have HTTP port 6701"):
+            self.options("--workers", "2")
 
     def test_nothing_happens_before_the_start(self) -> None:
         """Options and composition write nothing, open nothing and make no role."""
