@@ -28,6 +28,14 @@ from elkeid.wire.compression import snappy_frame
 from elkeid.wire.protobuf import length_delimited
 from elkeid.wire.rawdata import encode_record
 
+UNLIMITED = AgentCenterSettings(
+    agent_records_rate=1e9,
+    agent_records_burst=1_000_000_000,
+    agent_bytes_rate=1e12,
+    agent_bytes_burst=1 << 40,
+)
+"""One agent does here what a whole fleet does elsewhere."""
+
 
 class Transport(StringTransport):
     """A TLS transport in memory."""
@@ -61,7 +69,7 @@ def run(records: int, messages: int, per_turn: int) -> float:
         log = EventLog(Path(folder) / "log", EventLogSettings(), clock, inline)
         opened = Deferred.fromCoroutine(log.open())
         assert opened.called
-        gateway = Gateway(AgentCenterSettings(), log, clock)
+        gateway = Gateway(UNLIMITED, log, clock)
         link = gateway.link(("10.0.0.1", 40000))
         transport = Transport(peerAddress=IPv4Address("TCP", "10.0.0.1", 1))
         link.makeConnection(transport)

@@ -80,7 +80,7 @@ class ServerTls:
         connection.set_accept_state()
         self._buffers = buffers
         self.buffer = buffers.received  # where cipher text is put
-        self._connection = connection
+        self._connection: SSL.Connection | None = connection  # while there is a handshake
         self._ssl, self._incoming, self._outgoing = own._ssl, own._into_ssl, own._from_ssl
         self.peer_closed = False  # the peer said that it sends no more
 
@@ -93,16 +93,29 @@ class ServerTls:
         cipher = self._buffers._cipher
         if size and _bio_write(self._incoming, cipher, size) != size:
             raise MemoryError
+        assert self._connection is not None
         try:
             self._connection.do_handshake()
         except SSL.WantReadError:
             return False
         return True
 
+    def forget_handshake(self) -> None:
+        """Give back the room that the handshake's messages took, once all of them are sent."""
+        if _bio_pending(self._incoming, _NULL) or _bio_pending(self._outgoing, _NULL):
+            return
+        incoming, outgoing = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())
+        if _NULL in {incoming, outgoing}:
+            raise MemoryError
+        _lib.SSL_set_bio(self._ssl, incoming, outgoing)  # which frees the old ones
+        self._incoming, self._outgoing = incoming, outgoing
+        self._connection = None  # what it points to is ours now
+
     @property
     def protocol(self) -> bytes | None:
-        """The protocol agreed on by ALPN."""
-        return self._connection.get_alpn_proto_negotiated() or None
+        """The protocol agreed on by ALPN; None for none, and once the handshake is forgotten."""
+        connection = self._connection
+        return None if connection is None else connection.get_alpn_proto_negotiated() or None
 
     def decrypt(self, size: int) -> bytes:
         """Give all the plain text that ``size`` more bytes in the buffer complete.
@@ -183,7 +196,7 @@ class ServerTls:
 
     def shutdown(self) -> bool:
         """Say that we send no more; tell whether the peer has said so too."""
-        try:
-            return self._connection.shutdown()
-        except SSL.Error:  # before the handshake is done, or after it failed
-            return False
+        result = _lib.SSL_shutdown(self._ssl)
+        if result < 0:  # before the handshake is done, or after it failed
+            _lib.ERR_clear_error()
+        return bool(result > 0)

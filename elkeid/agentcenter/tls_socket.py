@@ -164,6 +164,7 @@ class TlsSocket:
             return
         self._shaken = True
         self.negotiatedProtocol = tls.protocol
+        tls.forget_handshake()
         self._protocol.handshakeCompleted()
         if self.connected:
             self._receive(tls, 0)

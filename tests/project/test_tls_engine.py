@@ -74,6 +74,21 @@ class EngineTests(SynchronousTestCase):
             pair.shake(step=7)
             self.assertEqual(pair.server.protocol, b"h2")
 
+    def test_room_of_the_handshake(self) -> None:
+        """Giving it back changes nothing for data, and nothing that waits is lost by it."""
+        pair = Pair()
+        pair.shake()
+        pair.server.forget_handshake()
+        pair.client.send(b"up")
+        self.assertEqual(pair.decrypted(taken(pair.client), 5), b"up")
+        pair.client.send(b"waits")
+        cipher = taken(pair.client)
+        SSL._lib.BIO_write(pair.server._incoming, cipher, len(cipher))  # type: ignore[attr-defined]
+        pair.server.forget_handshake()
+        self.assertEqual(pair.server.decrypt(0), b"waits")
+        pair.client.bio_write(pair.server.encrypt(b"down"))
+        self.assertEqual(pair.client.recv(100), b"down")
+
     def test_data_behind_the_handshake(self) -> None:
         """What comes with the last bytes of the handshake is not forgotten."""
         pair = Pair()
