@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -54,6 +54,25 @@ def sentence(error: BaseException) -> str | None:
             "or choose another address or port in the settings"
         )
     return None
+
+
+async def stop_each(log: Logger, *steps: Callable[[], Any]) -> None:
+    """Take the steps of a stop one after another; one that fails is logged and skips no other.
+
+    Args:
+        log: of what stops.
+        steps: plain functions, or ones that return something to wait for.
+
+    Raises:
+        CancelledError: time is up; the steps that were not begun are left out.
+    """
+    for step in steps:
+        try:
+            await maybeDeferred(step)
+        except CancelledError:
+            raise
+        except Exception:
+            log.failure("stopping: {step} failed", step=getattr(step, "__qualname__", step))
 
 
 class OrderedRoles(Service):

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -46,6 +46,7 @@ from elkeid.garbage import pauses
 from elkeid.kafka.service import KafkaFeed
 from elkeid.keys import Keys
 from elkeid.lateness import LatenessMonitor
+from elkeid.lifecycle import stop_each
 from elkeid.metrics import (
     AdmissionFigures,
     AdmissionMetrics,
@@ -343,30 +344,31 @@ class AgentCenterRole:
         """Send agents elsewhere, read each to its end, leave ServiceDiscovery, flush the log."""
         self._stopping = True
         try:
-            self.silence.stop()
-            self.lateness.stop()
+            await stop_each(self.log, self.silence.stop, self.lateness.stop)
             if self._registered:
-                await self.drain.finish(DRAIN_SECONDS)
+                await stop_each(self.log, partial(self.drain.finish, DRAIN_SECONDS))
             if self._neighbours is not None:
-                self._neighbours.stop()
-            await self.door.close()
-            await self._discovery.stop()
+                await stop_each(self.log, self._neighbours.stop)
+            await stop_each(self.log, self.door.close, self._discovery.stop)
             if self._api_port is not None:
-                await maybeDeferred(self._api_port.stopListening)
+                await stop_each(self.log, self._api_port.stopListening)
         finally:  # also when time is up: what was accepted must be in the log
             self.gateway.abort()
             if self._site is not None:
                 self._site.close()
             try:
                 if self._kafka is not None:
-                    await self._kafka.stop()
-                await self.event_log.close()
-                await self.uploads.stop()
-                await self.results.stop()
-                await self.tags.stop()
-                await self.configs.stop()
-                await self._manager_http.close()
-                await self._peer_http.close()
+                    await stop_each(self.log, self._kafka.stop)
+                await stop_each(
+                    self.log,
+                    self.event_log.close,
+                    self.uploads.stop,
+                    self.results.stop,
+                    self.tags.stop,
+                    self.configs.stop,
+                    self._manager_http.close,
+                    self._peer_http.close,
+                )
             finally:
                 if self._upload_pool.started:
                     self._upload_pool.stop()

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -19,6 +18,7 @@ from elkeid.discovery.members import Zones, other_members
 from elkeid.discovery.peers import Cluster
 from elkeid.discovery.registry import Preservation, Registry
 from elkeid.keys import Keys
+from elkeid.lifecycle import stop_each
 from elkeid.metrics import DiscoveryFigures, DiscoveryMetrics, SignedRequestMetrics
 from elkeid.tls import ServerOptions, api_server_options
 from elkeid.web.client import Credentials, JsonClient, http_agent
@@ -161,9 +161,7 @@ class DiscoveryRole:
         if self._sweep.running:
             self._sweep.stop()
         ports, self._ports = self._ports, []
-        for port in ports:
-            await maybeDeferred(port.stopListening)
-        await self.cluster.stop()
+        await stop_each(self.log, *[port.stopListening for port in ports], self.cluster.stop)
         self.site.close()
 
     def _problems(self) -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any
 
 from argon2 import PasswordHasher
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
@@ -16,6 +15,7 @@ from elkeid.config import Settings, is_loopback
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.registry import Record
 from elkeid.keys import Keys
+from elkeid.lifecycle import stop_each
 from elkeid.manager.access import Access
 from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
@@ -204,16 +204,13 @@ class ManagerRole:
 
     async def stop(self) -> None:
         """Tell ServiceDiscovery, close the ports, finish what was begun."""
-        await self.discovery.stop()
         ports, self._ports = self._ports, []
-        for port in ports:
-            await maybeDeferred(port.stopListening)
+        await stop_each(self.log, self.discovery.stop, *[port.stopListening for port in ports])
         for site in self._sites:
             site.close()
-        self.news.stop()
-        await self.polls.stop()
-        await self.access.stop()
-        await self.store.close()
+        await stop_each(
+            self.log, self.news.stop, self.polls.stop, self.access.stop, self.store.close
+        )
         if self._pool is not None and self._pool.started:
             self._pool.stop()  # its threads have nothing left to do
 

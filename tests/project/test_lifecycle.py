@@ -15,6 +15,7 @@ from elkeid.lifecycle import (
     OrderedRoles,
     Role,
     sentence,
+    stop_each,
 )
 
 
@@ -273,3 +274,37 @@ class SentenceTests(SynchronousTestCase):
     def test_bug(self) -> None:
         """A bug has no sentence: its traceback is what helps."""
         self.assertIsNone(sentence(ZeroDivisionError()))
+
+
+class StopEachTests(SynchronousTestCase):
+    """`stop_each`."""
+
+    def setUp(self) -> None:
+        """Note which steps were taken."""
+        self.story: list[str] = []
+
+    def works(self) -> None:
+        """Do its part."""
+        self.story.append("works")
+
+    async def fails(self) -> None:
+        """Find a full disk."""
+        self.story.append("fails")
+        raise OSError("no space")
+
+    def test_a_step_that_fails_skips_no_other(self) -> None:
+        """Each part is stopped, whatever the ones before it met; the failure is logged."""
+        stopped = Deferred.fromCoroutine(
+            stop_each(OrderedRoles.log, self.fails, self.works, self.fails, self.works)
+        )
+        self.successResultOf(stopped)
+        self.assertEqual(self.story, ["fails", "works", "fails", "works"])
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 2)
+
+    def test_time_is_up(self) -> None:
+        """A stop that is cancelled begins no further step."""
+        hangs: Deferred[None] = Deferred()
+        stopped = Deferred.fromCoroutine(stop_each(OrderedRoles.log, lambda: hangs, self.works))
+        stopped.cancel()
+        self.failureResultOf(stopped, CancelledError)
+        self.assertEqual(self.story, [])
