@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PROBE_SECONDS = 0.01  # a callback that is due so often tells how late others would be
 STARTS_PER_SECOND = 100
+START_SECONDS = 30.0  # for the gateway to run
 BACK_SECONDS = 120.0  # until a run is given up
 
 
@@ -119,6 +120,14 @@ class Storm:
         self.file.unlink(missing_ok=True)
         return self.spawn(sys.executable, "-c", "from bench.storm import serve; serve()")
 
+    def await_start(self) -> None:
+        """Until the gateway runs."""
+        end = time.monotonic() + START_SECONDS
+        while not self.file.exists():
+            if time.monotonic() > end:
+                raise InvalidRun(f"no gateway: {(self.folder / 'output.txt').read_text()[-2000:]}")
+            time.sleep(0.1)
+
     def await_all(self) -> dict[str, Any]:
         """Until every agent is there; what the probe saw."""
         end = time.monotonic() + BACK_SECONDS + self.agents / STARTS_PER_SECOND
@@ -127,14 +136,15 @@ class Storm:
             told: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
             if told.get("back"):
                 return told
-        raise InvalidRun(f"not all agents came: {told.get('agents')}; see {self.folder}")
+        said = (self.folder / "output.txt").read_text()[-2000:]
+        raise InvalidRun(f"not all agents came: {told.get('agents')}\n{said}")
 
     def run(self) -> dict[str, Any]:
         """Let all come, kill, let all come back."""
         subprocess.run([BIN / "elkeid", "keys", "init"], cwd=self.folder, check=True)
         self.spawn(str(BIN / "twistd"), "-n", "--pidfile=", "elkeid", "--role", "sd")
         first = self.gateway()
-        time.sleep(3)
+        self.await_start()
         fleet = self.spawn(
             str(BIN / "elkeid"), "fleet", "run", "--agents", str(self.agents), "--rate", "0.1",
             "--sd", f"127.0.0.1:{self.ports[2]}", "--address", f"127.0.0.1:{self.ports[0]}",
