@@ -92,10 +92,14 @@ class DifferenceAnswer(msgspec.Struct):
     """``data`` of ``/registry/difference``.
 
     ``newer``: what the asked node knows better. ``wanted``: what the asking one does.
+    ``sure``: whether what the asked node does not know can be taken as gone, ``keeps``: but for
+    these names, of which it keeps silent instances itself.
     """
 
     newer: list[Event]
     wanted: list[tuple[str, str, int]]
+    sure: bool = False
+    keeps: list[str] = []
 
 
 def event_of(fact: Fact) -> Event:

@@ -186,21 +186,24 @@ class Peer:
             )
             buckets = registry.digest.differing(reply.decode(_Data[Digest]).data.buckets)
             if buckets:
-                wanted = await self.learn(ask_difference(registry, buckets))
-                for instance in wanted:
-                    if registry.stamp(instance) is not None:
-                        self.outbox.add(instance)
+                answer = await self.learn(ask_difference(registry, buckets))
+                for instance in answer.wanted:
+                    self._wants(instance, answer)
         except CallFailed as error:
             self._comparing.failed(error)
         else:
             self._comparing.worked()
         return COMPARE_SECONDS
 
-    async def learn(self, asked: Difference, seconds: float = CALL_SECONDS) -> Sequence[Instance]:
-        """Ask a node of our kind what it knows better, and take that.
+    def _wants(self, instance: Instance, answer: DifferenceAnswer) -> None:
+        """Tell the peer what it lacks, unless it has every reason to lack it."""
+        registry, now = self._cluster.registry, self._cluster.monotonic()
+        gone = answer.sure and instance[0] not in answer.keeps and registry.release(instance, now)
+        if not gone and registry.stamp(instance) is not None:
+            self.outbox.add(instance)
 
-        Returns:
-            What this node knows better.
+    async def learn(self, asked: Difference, seconds: float = CALL_SECONDS) -> DifferenceAnswer:
+        """Ask a node of our kind what it knows better, and take that.
 
         Raises:
             CallFailed: it did not answer.
@@ -216,7 +219,7 @@ class Peer:
                 event.lease.age += now - began  # at most so long it was on its way
             outcome = receive(cluster.registry, event, self.address, wall=wall, now=now)
             cluster.metrics.repairs.labels(outcome.value).inc()
-        return answer.wanted
+        return answer
 
     async def learn_upstream(self) -> None:
         """Ask an upstream node for all it knows; `CallFailed` if it does not answer."""

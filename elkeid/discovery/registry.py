@@ -49,8 +49,12 @@ TOMBSTONE_SECONDS = 300.0  # longer than any fact lives that an eviction must ho
 SETTLE_SECONDS = 5.0
 # Two nodes that hear the same report think it came at slightly different times.
 SAME_REPORT = 1.0
-MAX_STALL = 5.0  # seconds a sweep may come late; if later, this node heard nobody meanwhile
+MAX_STALL = 5.0  # seconds between two sweeps; if more, this node heard nobody meanwhile
 HOLD_SECONDS = 35.0  # after such a stall nobody is dropped until all can have renewed
+# Seconds between two sweeps from which on what arrives may have lain in this node's buffers for
+# too long: two nodes may add to the delay of one message.
+MAX_LAIN = 2.0
+CATCH_UP_SECONDS = 1.0  # until all that lay there has been read
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 Instance = tuple[str, str, int]
@@ -195,8 +199,10 @@ class Registry:
         self._tombstones: dict[Instance, _Tombstone] = {}  # oldest first
         self._size = 0
         self._clock = 0  # of the stamps
-        self._swept: float | None = None
+        self._begun: float | None = None  # the first sweep
+        self._swept: float | None = None  # the latest
         self._held_until: float | None = None
+        self._refusing_until = 0.0
         self.digest = Digest()
 
     def __len__(self) -> int:
@@ -327,10 +333,14 @@ class Registry:
 
         If this process itself stood still nobody could renew: then all are kept for a while.
         """
-        if self._swept is not None and now - self._swept > MAX_STALL:
-            self._held_until = now + HOLD_SECONDS
+        if self._swept is not None:
+            if now - self._swept > MAX_STALL:
+                self._held_until = now + HOLD_SECONDS
+            if now - self._swept > MAX_LAIN:
+                self._refusing_until = now + CATCH_UP_SECONDS
         if self._held_until is not None and now > self._held_until:
             self._held_until = None
+        self._begun = now if self._begun is None else self._begun
         self._swept = now
         gone = []
         for entry in list(self._names.values()):
@@ -344,10 +354,8 @@ class Registry:
         expired = [each for each in entry.leases.values() if now - each.seen > LEASE]
         if not expired:
             return []
-        rule = self._preservation
-        silent = sum(now - each.seen > LEASE - rule.seconds for each in entry.leases.values())
-        if silent >= rule.least and silent > rule.share * len(entry.leases):
-            entry.preserving_until = now + rule.seconds
+        if self._silent_together(entry, now):
+            entry.preserving_until = now + self._preservation.seconds
         kept = self._held_until is not None or (
             entry.preserving_until is not None and now <= entry.preserving_until
         )
@@ -360,12 +368,36 @@ class Registry:
             lease.preserved = True
         return []
 
+    def _silent_together(self, entry: _Name, now: float) -> bool:
+        rule = self._preservation
+        silent = sum(now - each.seen > LEASE - rule.seconds for each in entry.leases.values())
+        return silent >= rule.least and silent > rule.share * len(entry.leases)
+
+    def sure(self, now: float) -> bool:
+        """Whether what this node does not know can be taken as gone: it runs for long enough."""
+        begun = self._begun is not None and now - self._begun > HOLD_SECONDS
+        return begun and self._held_until is None
+
+    def release(self, instance: Instance, now: float) -> bool:
+        """Drop an instance that is only kept, as a peer that is sure does not know it any more.
+
+        Not so while this node hears so few of that name that it is likelier to be deaf.
+
+        Returns:
+            Whether it was dropped.
+        """
+        lease = self._find(instance)
+        if lease is None or now - lease.seen <= LEASE:
+            return False
+        if self._silent_together(self._names[instance[0]], now):
+            return False
+        self._drop(lease)
+        return True
+
     def stalled(self, now: float) -> bool:
         """Whether this process stood still until just now: what arrives may have lain for long."""
-        if self._swept is None:
-            return False
-        resumed = self._held_until is not None and now < self._held_until - HOLD_SECONDS + 1
-        return resumed or now - self._swept > MAX_STALL
+        late = self._swept is not None and now - self._swept > MAX_LAIN
+        return late or now < self._refusing_until
 
     def preserved(self) -> dict[str, tuple[int, int]]:
         """Name -> silent instances that are kept, all instances; names without any left out."""

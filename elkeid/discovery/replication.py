@@ -147,4 +147,6 @@ def answer_difference(registry: Registry, asked: Difference, now: float) -> Diff
     return DifferenceAnswer(
         [event_of(fact) for fact in facts],
         [instance for instance in theirs if instance not in known],
+        registry.sure(now),
+        list(registry.preserved()),
     )

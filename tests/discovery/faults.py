@@ -253,6 +253,9 @@ class Checker:
             if node.serving:
                 for name in NAMES:
                     self._check_list(node, name)
+            else:
+                for key in [key for key in self._since if key[1] is node]:
+                    del self._since[key]  # nobody was asked
 
     def listed(self, node: Node, name: str) -> list[str]:
         """The addresses that a node answers, in its order."""
@@ -302,20 +305,26 @@ class Checker:
                 f"now {now}"
             )
 
+    def silence(self, name: str, ip: str) -> float:
+        """Seconds since any node heard an instance."""
+        return self.deployment.instances[name, ip].silence
+
     def check_alike(self) -> None:
         """All nodes list the same, but for what is just about to be dropped or kept."""
         for name in NAMES:
+            unsure = [not node.role.registry.sure(self.world.now) for node in self.deployment.nodes]
             kept = [name in node.role.registry.preserved() for node in self.deployment.nodes]
             lists = []
             for node in self.deployment.nodes:
                 records = {r.ip: r for r in node.role.registry.records(name, self.world.now)}
+                if not any(unsure):
+                    old = [ip for ip in records if self.silence(name, ip) > 135]
+                    assert not old, f"{node.name} at {self.world.now:.1f} s keeps {old}"
                 fresh = {
-                    ip: record
-                    for ip, record in records.items()
-                    if self.deployment.instances[name, ip].silence < 95
+                    ip: record for ip, record in records.items() if self.silence(name, ip) < 95
                 }
                 lists.append((set(fresh), {ip for ip, r in fresh.items() if r.status == 0}))
-            assert any(kept) or all(each == lists[0] for each in lists), (
+            assert (any(kept) and any(unsure)) or all(each == lists[0] for each in lists), (
                 f"at {self.world.now:.1f} s, {name}: {lists}"
             )
 
