@@ -105,8 +105,8 @@ class Gateway:
 
 
 @contextmanager
-def gateway() -> Iterator[Gateway]:
-    """Start AgentCenter with fresh keys and an empty log; stop it in the end."""
+def gateway(more: str = "") -> Iterator[Gateway]:
+    """Start AgentCenter with fresh keys, an empty log and ``more`` settings; stop it in the end."""
     with tempfile.TemporaryDirectory(prefix="elkeid-bench-") as name:
         base = Path(name)
         grpc_port, http_port, sd_port = free_port(), free_port(), free_port()
@@ -115,7 +115,7 @@ def gateway() -> Iterator[Gateway]:
             # A few agents send what thousands would: their own budgets must not count.
             "agent_records_rate = 1e9\nagent_records_burst = 1000000000\n"
             "agent_bytes_rate = 1e12\nagent_bytes_burst = 1099511627776\n"
-            f"[discovery]\nport = {sd_port}\nmembers = ['127.0.0.1:{sd_port}']\n"
+            f"[discovery]\nport = {sd_port}\nmembers = ['127.0.0.1:{sd_port}']\n{more}"
         )
         bin_dir = Path(sys.executable).parent
         command = [

@@ -137,23 +137,29 @@ def encode(pending: deque[Piece], byte_limit: int, record_limit: int, compressio
     Raises:
         RegionDamaged: the first piece cannot be read; it stays where it is.
     """
-    base = pending[0].time_ms
-    max_ms = base
+    base = last_ms = max_ms = pending[0].time_ms
+    front = b"\0\0"
     parts: list[bytes] = [bytes(HEADER_BYTES)]
     table, size, delta, region_bytes = _ZIGZAG, HEADER_BYTES, 0, 0
     taken: list[Piece] = []
     while pending and delta < record_limit:
         piece = pending[0]
-        entry, key, time_ms = piece.entry, piece.key, piece.time_ms
-        if (time_ms < 0) != (base < 0):
-            break  # times that are refused go apart
+        entry, key = piece.entry, piece.key
+        time_ms = entry.time_ms if piece.timed else NO_TIME
+        if time_ms != last_ms:
+            if (time_ms < 0) != (base < 0):
+                break  # times that are refused go apart
+            last_ms = time_ms
+            max_ms = max(max_ms, time_ms)
+            front = b"\0" + _zigzag(time_ms - base)
         suffix, region, pos = entry.suffix, entry.region, piece.at
-        front = b"\0" + _zigzag(time_ms - base)
-        middle = _zigzag(len(key)) + key
+        key_bytes = len(key)
+        middle = (table[key_bytes] if key_bytes < _TABLED else _zigzag(key_bytes)) + key
         tail = suffix + b"\0"  # no headers
         suffix_bytes = len(suffix)
         fixed = len(front) + len(middle) + 1
-        first, end_delta = delta, min(delta + piece.count, record_limit)
+        first, end_delta = delta, delta + piece.count
+        end_delta = min(end_delta, record_limit)
         try:
             while delta < end_delta:
                 length = region[pos + 1]
@@ -195,15 +201,15 @@ def encode(pending: deque[Piece], byte_limit: int, record_limit: int, compressio
                 delta = first
                 break
             raise RegionDamaged(f"records {piece.offset} to {piece.offset + piece.count - 1}")
+        region_bytes += pos - piece.at
         count = delta - first
+        if count == piece.count:
+            taken.append(pending.popleft())
+            continue
         if count:
-            max_ms = max(max_ms, time_ms)
-            region_bytes += pos - piece.at
             taken.append(Piece(entry, key, piece.offset, count, piece.at, piece.timed))
-        if count < piece.count:
-            piece.offset, piece.count, piece.at = piece.offset + count, piece.count - count, pos
-            break
-        pending.popleft()
+        piece.offset, piece.count, piece.at = piece.offset + count, piece.count - count, pos
+        break
     compress = COMPRESSORS[compression]
     if compress is None:
         return Batch(taken, delta, region_bytes, bytearray().join(parts), 0, base, max_ms)

@@ -9,6 +9,7 @@ waits and goes on.
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -386,10 +387,14 @@ class Session:
         else:
             slot.record_limit = 1 << 30
         figures, wall = self._figures, self._wall()
+        counts: dict[int, int] = {}
         for piece in batch.pieces:
-            seconds = max(0.0, wall - piece.entry.time_ms / 1000)
-            figures.ack_sum += seconds * piece.count
-            figures.ack_seconds[_bucket(seconds)] += piece.count
+            at = piece.entry.time_ms
+            counts[at] = counts.get(at, 0) + piece.count
+        for at, count in counts.items():
+            seconds = max(0.0, wall - at / 1000)
+            figures.ack_sum += seconds * count
+            figures.ack_seconds[bisect_left(ACK_BUCKETS, seconds)] += count
 
     def _failed(
         self, feed: ClassFeed, slot: Slot, batch: Batch, error: BaseException, now: float
@@ -524,13 +529,6 @@ def _words(error: BaseException) -> str:
     text = str(error)
     name = type(error).__name__
     return text if name in text else f"{name}: {text}" if text else name
-
-
-def _bucket(seconds: float) -> int:
-    for index, bound in enumerate(ACK_BUCKETS):
-        if seconds <= bound:
-            return index
-    return len(ACK_BUCKETS)
 
 
 class Bridge:
