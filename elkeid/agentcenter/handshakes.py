@@ -24,6 +24,9 @@ SLOW_LIMIT: Final = 1024
 """Such handshakes at once, of some 50 KiB each. At the default rate they would have to take two
 seconds each to be so many."""
 
+TURN_STARTS: Final = 16
+"""Handshakes begun at once when many may begin: 10 ms of work; the next ones a moment later."""
+
 STALLED_SECONDS: Final = 4.0
 """A slow one is given up after so long when they are too many; an honest one takes two round
 trips."""
@@ -128,7 +131,9 @@ class Handshakes:
         now = self._clock.seconds()
         self._tokens = min(float(UNDER_WAY), self._tokens + (now - self._at) * self._rate)
         self._at = now
-        while self.waiting:
+        for _ in range(TURN_STARTS):
+            if not self.waiting:
+                return
             if len(self._under_way) >= UNDER_WAY:
                 began = next(iter(self._under_way.values()))
                 wait = began + SLOW_SECONDS - now
@@ -144,6 +149,8 @@ class Handshakes:
             self._under_way[guest] = now
             self._hosts[guest.host] = self._hosts.get(guest.host, 0) + 1
             guest.start()
+        if self.waiting:
+            self._wake(0.0)
 
     def _next(self) -> Guest:
         """Take the next guest off the queues."""

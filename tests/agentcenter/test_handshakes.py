@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet.task import Clock
 
-from elkeid.agentcenter.handshakes import SLOW_LIMIT, SLOW_SECONDS, UNDER_WAY, Handshakes
+from elkeid.agentcenter.handshakes import (
+    SLOW_LIMIT,
+    SLOW_SECONDS,
+    TURN_STARTS,
+    UNDER_WAY,
+    Handshakes,
+)
 
 
 @define(eq=False)
@@ -48,6 +54,19 @@ def test_no_more_than_so_many_at_once() -> None:
     assert guests[-1].started
     turns.stop()
     assert not clock.getDelayedCalls()
+
+
+def test_many_begin_in_turns() -> None:
+    """When all may begin at once, other work of the reactor comes in between."""
+    clock = Clock()
+    turns = Handshakes(clock, 1e6)
+    slow = enter(turns, UNDER_WAY)
+    others = enter(turns, UNDER_WAY, "10.0.0.2")
+    clock.advance(SLOW_SECONDS)
+    assert sum(guest.started for guest in others) == TURN_STARTS
+    clock.pump([0.001] * 4)
+    assert all(guest.started for guest in others)
+    assert turns.slow == len(slow)
 
 
 def test_rate() -> None:
@@ -101,8 +120,8 @@ def test_stalled_handshakes_make_room_when_there_are_too_many() -> None:
     stalled: list[Guest] = []
     while len(stalled) < SLOW_LIMIT + UNDER_WAY:
         stalled += enter(turns, UNDER_WAY, "10.6.6.6")
-        clock.advance(SLOW_SECONDS / 2)
-        clock.advance(SLOW_SECONDS / 2)
+        clock.advance(SLOW_SECONDS)
+        clock.pump([0.001] * 4)
     clock.advance(100)
     assert (turns.slow, turns.under_way) == (SLOW_LIMIT, UNDER_WAY)
     assert not any(guest.given_up for guest in stalled)
