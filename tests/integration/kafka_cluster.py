@@ -31,7 +31,7 @@ LOG4J = """<Configuration status="ERROR"><Appenders><Console name="out" target="
 <PatternLayout pattern="%d %p %c{1} %m%n"/></Console></Appenders>
 <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers></Configuration>"""
 
-CLIENT, CONTROLLER = "CLIENT", "CONTROLLER"
+CLIENT, INTERNAL, CONTROLLER = "CLIENT", "INTERNAL", "CONTROLLER"
 
 
 def missing() -> str | None:
@@ -53,9 +53,11 @@ def missing() -> str | None:
 class Broker:
     """One broker that is its own controller as well; stopped and started at will."""
 
-    def __init__(self, cluster: "KafkaCluster", number: int, port: int, quorum_port: int) -> None:
-        self._cluster, self.number = cluster, number
-        self.port, self.quorum_port = port, quorum_port
+    def __init__(
+        self, cluster: "KafkaCluster", number: int, port: int, own_ports: Sequence[int]
+    ) -> None:
+        self._cluster, self.number, self.port = cluster, number, port
+        self.internal_port, self.quorum_port = own_ports
         self.folder = cluster.folder / f"broker-{number}"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -68,10 +70,14 @@ class Broker:
             "node.id": str(self.number),
             "controller.quorum.voters": voters,
             "listeners": f"{CLIENT}://127.0.0.1:{self.port},"
+            f"{INTERNAL}://127.0.0.1:{self.internal_port},"
             f"{CONTROLLER}://127.0.0.1:{self.quorum_port}",
-            "advertised.listeners": f"{CLIENT}://127.0.0.1:{self._cluster.advertised(self.port)}",
-            "listener.security.protocol.map": f"{CLIENT}:PLAINTEXT,{CONTROLLER}:PLAINTEXT",
-            "inter.broker.listener.name": CLIENT,
+            "advertised.listeners": f"{CLIENT}://127.0.0.1:{self._cluster.advertised(self.port)},"
+            f"{INTERNAL}://127.0.0.1:{self.internal_port}",
+            "listener.security.protocol.map": (
+                f"{CLIENT}:{self._cluster.protocol},{INTERNAL}:PLAINTEXT,{CONTROLLER}:PLAINTEXT"
+            ),
+            "inter.broker.listener.name": INTERNAL,
             "controller.listener.names": CONTROLLER,
             "log.dirs": str(self.folder / "data"),
             "num.network.threads": "1",
@@ -158,7 +164,9 @@ class KafkaCluster:
         count: of brokers.
         ports: of the brokers, one each; None: free ones.
         proxied: broker port -> the port that clients are told, for a proxy in front.
+        protocol: of the listener for clients.
         extra: more lines for every server.properties.
+        admin_options: what a client needs besides the brokers.
         format_options: for the tool that prepares the data folders, such as SCRAM users.
         jvm_options: for every broker.
     """
@@ -170,18 +178,24 @@ class KafkaCluster:
         *,
         ports: Sequence[int] | None = None,
         proxied: Mapping[int, int] | None = None,
+        protocol: str = "PLAINTEXT",
         extra: Mapping[str, str] | None = None,
+        admin_options: Mapping[str, object] | None = None,
         format_options: Sequence[str] = (),
         jvm_options: Sequence[str] = (),
     ) -> None:
-        self.folder, self.jvm_options = folder, jvm_options
+        self.folder, self.jvm_options, self.protocol = folder, jvm_options, protocol
+        self._admin_options = admin_options or {}
         self._proxied = proxied or {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "log4j2.xml").write_text(LOG4J)
         chosen = list(ports) if ports else free_ports(count)
-        quorum = free_ports(count)
+        own = free_ports(2 * count)
         self.brokers: list[Broker] = []
-        made = [Broker(self, number, chosen[number], quorum[number]) for number in range(count)]
+        made = [
+            Broker(self, number, chosen[number], own[2 * number : 2 * number + 2])
+            for number in range(count)
+        ]
         self.brokers = made
         voters = ",".join(f"{b.number}@127.0.0.1:{b.quorum_port}" for b in made)
         for broker in made:
@@ -221,9 +235,9 @@ class KafkaCluster:
                         raise AssertionError(f"no broker:\n{broker.output()}") from None
                     time.sleep(0.05)
 
-    def admin(self, **options: object) -> KafkaAdminClient:
+    def admin(self) -> KafkaAdminClient:
         """A client for topics; to be closed by the caller."""
-        return KafkaAdminClient(bootstrap_servers=self.bootstrap, **options)
+        return KafkaAdminClient(bootstrap_servers=self.bootstrap, **self._admin_options)
 
     def create_topic(
         self,
