@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import evolve, frozen
 
-from elkeid.config import EventLogSettings, Settings
+from elkeid.config import EventLogSettings, Settings, dialled_from_here, join_endpoint
 
 PORT_STEP: Final = 10
 """Between the HTTP ports of two workers: 6752, 6762 and so on; those beside are other parts'."""
@@ -70,6 +70,17 @@ def settings_of(worker: Worker, settings: Settings) -> Settings:
 
 def _share(cap: int, worker: Worker, log: EventLogSettings) -> int:
     return max(cap // worker.of, 2 * log.segment_bytes)
+
+
+def siblings(worker: Worker, settings: Settings) -> list[str]:
+    """``host:port`` of the other workers' APIs, by the settings of ``worker``."""
+    host = dialled_from_here(settings.agentcenter.listen)
+    own = settings.agentcenter.http_port
+    return [
+        join_endpoint(host, own + (number - worker.number) * PORT_STEP)
+        for number in range(worker.of)
+        if number != worker.number
+    ]
 
 
 def port_faults(settings: Settings, count: int) -> list[str]:

@@ -30,6 +30,7 @@ from elkeid.agentcenter.neighbours import Neighbours, reaches
 from elkeid.agentcenter.per_agent import PerAgentMetrics
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
+from elkeid.agentcenter.siblings import Siblings
 from elkeid.agentcenter.silence import SilenceWatch
 from elkeid.agentcenter.sockets import AgentsPort
 from elkeid.agentcenter.tag_store import TagStore
@@ -71,7 +72,7 @@ from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
 from elkeid.web.site import FaceSite, listen, listening
-from elkeid.workers import Worker, left_behind, left_behind_text
+from elkeid.workers import Worker, left_behind, left_behind_text, siblings
 
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
@@ -198,6 +199,16 @@ class AgentCenterRole:
         self.silence = SilenceWatch(reactor, lambda: self.gateway.links)
         self._discovery = DiscoveryClient(reactor, self._http(), settings.discovery.members)
         self._address = settings.advertised("agentcenter")
+        self._siblings: Siblings | None = None
+        if worker is not None:
+            self._siblings = Siblings(
+                self.gateway,
+                self._http(self._peers_tls),
+                siblings(worker, settings),
+                reactor,
+                time.monotonic,
+            )
+            self.gateway.follow(self._siblings)
         self.drain = Drain(
             self.gateway,
             self._discovery,
@@ -275,6 +286,7 @@ class AgentCenterRole:
                 *self.configs.routes,
                 UploadTokenRoutes(self.gateway.tokens),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
+                *([] if self._siblings is None else [self._siblings]),
                 AdminRoutes(self.drain, self.gateway, self._reactor.stop, self._reactor),
                 Liveness(self._problems),
             ),
@@ -349,6 +361,8 @@ class AgentCenterRole:
                 await stop_each(self.log, partial(self.drain.finish, DRAIN_SECONDS))
             if self._neighbours is not None:
                 await stop_each(self.log, self._neighbours.stop)
+            if self._siblings is not None:
+                await stop_each(self.log, self._siblings.stop)
             await stop_each(self.log, self.door.close, self._discovery.stop)
             if self._api_port is not None:
                 await stop_each(self.log, self._api_port.stopListening)
