@@ -343,7 +343,6 @@ class ClusterTests(SynchronousTestCase):
             {ip: r.status for ip, r in self.known(A).items() if r.status == 0}.keys(),
             {"i1", "i2", "i3", "i4"},
         )
-        self.world.run(70)
         self.assertEqual(set(self.known(A)), {"i1", "i2", "i3", "i4"})
         self.assertNotIn(SVC, self.nodes[A].get("/ready").decode())
 

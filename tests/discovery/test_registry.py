@@ -133,6 +133,66 @@ class RegistryTests(SynchronousTestCase):
         self.assertEqual([r.ip for r in registry.sweep(636)], ["10.0.0.2"])
         self.assertEqual(registry.preserved(), {})
 
+    def test_preservation(self) -> None:
+        """When most fall silent together all are kept; they go when most are heard again."""
+        registry = make()
+        for number in range(4):
+            put(registry, f"10.0.0.{number}", now=number)
+        for now in range(200):
+            self.assertEqual(registry.sweep(now), [])
+        self.assertEqual(registry.preserved(), {"svc": (4, 4)})
+        self.assertEqual([r.status for r in shown(registry, 199)], [4] * 4)
+        gone = []
+        for now in range(200, 305):
+            for number in range(2):
+                put(registry, f"10.0.0.{number}", now=now)
+            if now == 200:
+                self.assertEqual(registry.preserved(), {"svc": (2, 4)})
+            gone += [(now, record.ip) for record in registry.sweep(now)]
+        self.assertEqual(gone, [(260, "10.0.0.2"), (260, "10.0.0.3")])
+
+    def test_two_may_well_have_died(self) -> None:
+        """Fewer than three, or no more than half, are dropped as any other."""
+        registry = make()
+        for number in range(2):
+            put(registry, f"10.0.0.{number}", name="two")
+        for number in range(6):
+            put(registry, f"10.0.0.{number}", name="half")
+        for now in range(106):
+            for number in range(3):
+                put(registry, f"10.0.0.{number}", now=now, name="half")
+            self.assertEqual(registry.sweep(now), [])
+        self.assertEqual(len(registry.sweep(106)), 5)
+        self.assertEqual(registry.counts(), {"half": 3})
+
+    def test_release(self) -> None:
+        """Who is only kept goes when a peer that is sure lacks it, but for a deaf node."""
+        registry = make()
+        for number in range(4):
+            put(registry, f"10.0.0.{number}", now=0)
+        for now in range(150):
+            registry.sweep(now)
+        self.assertTrue(registry.sure(149))
+        instance = ("svc", "10.0.0.3", 80)
+        self.assertFalse(registry.release(instance, 149))
+        put(registry, "10.0.0.0", now=149)
+        put(registry, "10.0.0.1", now=149)
+        self.assertFalse(registry.release(("svc", "10.0.0.1", 80), 149))
+        self.assertFalse(registry.release(("svc", "10.0.0.9", 80), 149))
+        self.assertTrue(registry.release(instance, 149))
+        self.assertEqual(sorted(order(registry, 149)), ["10.0.0.0", "10.0.0.1", "10.0.0.2"])
+
+    def test_sure(self) -> None:
+        """A node is sure once it has run for long enough without standing still."""
+        registry = make()
+        self.assertFalse(registry.sure(1000))
+        for now in range(36):
+            registry.sweep(now)
+        self.assertFalse(registry.sure(35))
+        self.assertTrue(registry.sure(36))
+        registry.sweep(60)
+        self.assertFalse(registry.sure(60))
+
     def test_order(self) -> None:
         """Healthy first, then the least loaded."""
         registry = make()
