@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-YOUNG_OBJECTS: Final = 10_000
+YOUNG_OBJECTS: Final = 5_000
 """Made and not freed before a look at the young: 1 ms of work."""
 
-YOUNG_LOOKS: Final = 10
-"""Looks at the young before one at the middle generation: 10 ms of work."""
+YOUNG_LOOKS: Final = 5
+"""Looks at the young before one at the middle generation: 5 ms of work."""
 
 NEVER: Final = 1_000_000
 """Looks at the middle generation before a full one, which is ours to start."""
