@@ -762,6 +762,8 @@ class ResultFigures:
     unreadable: int = 0
     shortened: int = 0
     bytes_on_disk: int = 0
+    kept: int = 0
+    taken_late: int = 0  # since the start
 
 
 class ResultMetrics(Collector):
@@ -786,11 +788,13 @@ class ResultMetrics(Collector):
         for name, text, value in (
             ("waiting", "Task results that the Manager has not taken yet", now.waiting),
             ("bytes", "Bytes of task results on disk", now.bytes_on_disk),
+            ("kept_aside", "Refused task results that are tried again beside others", now.kept),
         ):
             yield _gauge(f"elkeid_ac_results_{name}", text, value)
         for name, text, value in (
             ("sent", "Task results that the Manager has taken", now.sent),
-            ("set_aside", "Task results that no Manager takes, or unreadable", now.set_aside),
+            ("set_aside", "Task results unreadable, refused, or kept aside", now.set_aside),
+            ("taken_late", "Task results taken after they were kept aside", now.taken_late),
             ("expired", "Task results given up at results_cap_bytes", now.expired),
             (
                 "dropped",

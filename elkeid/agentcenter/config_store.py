@@ -3,7 +3,6 @@
 Equal configs are kept once. Writes are gathered for a second, and made in a thread.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from elkeid.agentcenter.configs import Config, stored_config
+from elkeid.agentcenter.database import open_database
 from elkeid.errors import OperatorError, WireError
 
 FLUSH_SECONDS: Final = 1.0
@@ -192,38 +192,12 @@ class ConfigStore:
 
     def _open(self) -> None:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
+            self._database = open_database(self._path, _SCHEMA, self.log)
+        except (OSError, sqlite3.Error) as error:
             raise OperatorError(
-                f"{self._path} cannot be written: {error.strerror}; "
+                f"{self._path} cannot be written: {getattr(error, 'strerror', None) or error}; "
                 "set server.data_dir to a place this user may write"
             ) from error
-        try:
-            self._database = self._connect()
-        except sqlite3.DatabaseError as error:
-            aside = self._path.with_name(f"{self._path.name}.damaged")
-            self.log.error(
-                "{path}: {error}; moved to {aside}, and begun anew",
-                path=self._path,
-                error=error,
-                aside=aside.name,
-            )
-            self._path.replace(aside)
-            for ending in ("-wal", "-shm"):
-                Path(f"{self._path}{ending}").unlink(missing_ok=True)
-            self._database = self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, check_same_thread=False)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")  # a copy: a power cut may cost some
-            database.executescript(_SCHEMA)
-        except sqlite3.DatabaseError:
-            database.close()
-            raise
-        return database
 
     def _write(self, deliveries: dict[str, Delivered], now: float) -> None:
         assert self._database is not None

@@ -7,6 +7,7 @@ from elkeid.agentcenter import (
     handshakes,
     heartbeats,
     identity,
+    kept_results,
     memory,
     outbox,
     results,
@@ -445,6 +446,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "token, status and msg are sent, nothing else",
             "elkeid_ac_results_shortened_total",
             "agentcenter/test_results.py::test_a_huge_result_is_shortened",
+        ),
+        constant(
+            "kept_results.KEPT_ITEMS",
+            kept_results.KEPT_ITEMS,
+            "refused task results that are tried again beside new ones",
+            "they are in memory, too",
+            "results behind further ones wait on disk",
+            "elkeid_ac_results_kept_aside",
+            "agentcenter/test_results.py::test_only_so_many_are_kept_aside",
         ),
         constant(
             "tags.KNOWN_LIMIT",

@@ -9,7 +9,7 @@ Source: docs/eventlog.md; docs/protocol.md, "Task results".
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -157,8 +157,15 @@ class OutboxReader:
             self._ready.append(Result(offset, data.agent_id, len(record), fields, size))
             self._ready_bytes += size
 
-    def settle(self, results: Sequence[Result], refusal: str = "") -> None:
+    def settle(
+        self, results: Sequence[Result], refusal: str = "", *, elsewhere: bool = False
+    ) -> None:
         """Note that these are dealt with, in order: taken, or set aside because of ``refusal``.
+
+        Args:
+            results: the next ones.
+            refusal: why they were not taken.
+            elsewhere: those refused are kept by somebody else.
 
         Raises:
             OSError: the disk does not let us; they would be sent again after a restart.
@@ -171,14 +178,15 @@ class OutboxReader:
                 if not reason:
                     self._reader.acknowledge(RecordClass.CONTROL, result.end_offset)
                     continue
-                if result.fields:
-                    self._keep(result, reason)
+                if result.fields and not elsewhere:
+                    self.keep(result.fields, reason)
                 self._reader.set_aside(RecordClass.CONTROL, result.end_offset)
             self._reader.save()
 
-    def _keep(self, result: Result, reason: str) -> None:
+    def keep(self, fields: Mapping[str, str], reason: str) -> None:
+        """Note down a result that is never taken, and why."""
         line = msgspec.json.encode(
-            {"time": int(self._wall()), "reason": reason, "result": result.fields}
+            {"time": int(self._wall()), "reason": reason, "result": dict(fields)}
         )
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC

@@ -4,24 +4,29 @@ Source: docs/protocol.md, "Task results".
 """
 
 import random
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elkeid.agentcenter.kept_results import KEPT_FILE, KeptResults
 from elkeid.agentcenter.manager_client import ManagerClient, ManagerRefused
 from elkeid.agentcenter.outbox import READER, OutboxReader, Result, log_settings
 from elkeid.agentcenter.table import Agent
+from elkeid.errors import OperatorError
 from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.log import EventLog, InThread
 from elkeid.metrics import ResultFigures
-from elkeid.web.client import CallFailed
+from elkeid.web.client import CallFailed, Unreachable
 from elkeid.wire import item
 from elkeid.wire.datatypes import RecordClass
 from elkeid.wire.protobuf import length_delimited
@@ -42,8 +47,22 @@ LAST_RETRY_SECONDS: Final = 30.0
 SHARES: Final = 32
 """One agent's results may take this part of the disk cap, or one batch: 40,000 usual results."""
 
+REFUSALS: Final = 3
+"""Of one call by answers that are no failure of ours, before it is halved to find the culprit."""
+
+KEPT_AT_ONCE: Final = 20
+"""Results kept aside that are tried before new ones are."""
+
 STOP_SECONDS: Final = 1.0
 """For a call under way at a stop; what it brings would be sent again at the next start."""
+
+
+@frozen
+class Refusal:
+    """Why a Manager did not take results; ``final`` when it never will."""
+
+    reason: str
+    final: bool
 
 
 class ResultsOutbox:
@@ -90,9 +109,13 @@ class ResultsOutbox:
         self._stopping = False
         self._pausing = False
         self._failing = ""
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._kept = KeptResults(directory / KEPT_FILE)
+        self._kept_call: IDelayedCall | None = None
         self._share_bytes = cap_bytes // SHARES
         self._waiting: Counter[str] = Counter()  # agent id -> bytes that came since the start
         self.retries = 0
+        self.taken_late = 0
 
     async def open(self) -> None:
         """Open the log and begin to send what is in it.
@@ -102,6 +125,11 @@ class ResultsOutbox:
         """
         await self._log.open()
         self._reader = await self._in_thread(OutboxReader, self._directory, self._wall)
+        try:
+            await self._in_thread(self._kept.open)
+        except (OSError, sqlite3.Error) as error:
+            path = self._directory / KEPT_FILE
+            raise OperatorError(f"{path}: {error}; repair it, or move it away") from error
         self._running = Deferred.fromCoroutine(self._run(self._reader))
         self._running.addErrback(_ended)
 
@@ -111,17 +139,20 @@ class ResultsOutbox:
         if self._wake_call is not None:
             self._wake_call.cancel()
             self._wake_call = None
+        self._plan_kept(None)
         if self._running is not None:
             running = self._running
-            self._wake()
+            self._rouse()
             timer = self._clock.callLater(STOP_SECONDS, running.cancel)
             if self._pausing:
                 running.cancel()
             await running
             if timer.active():
                 timer.cancel()
+            self._plan_kept(None)
         if self._reader is not None:
             await self._in_thread(self._reader.close)
+        await self._in_thread(self._kept.close)
         await self._log.close()
 
     # --- what comes in
@@ -175,6 +206,9 @@ class ResultsOutbox:
 
     def _wake(self) -> None:
         self._wake_call = None
+        self._rouse()
+
+    def _rouse(self) -> None:
         self._news = True
         if self._waiter is not None:
             waiter, self._waiter = self._waiter, None
@@ -185,6 +219,7 @@ class ResultsOutbox:
         while not self._stopping:
             self._news = False
             try:
+                await self._try_kept(reader)
                 batch = batch or await self._in_thread(reader.next)
                 if batch:
                     await self._deliver(reader, batch)
@@ -197,6 +232,7 @@ class ResultsOutbox:
                 await self._pause(LAST_RETRY_SECONDS)
                 continue
             if not self._news and not self._stopping:
+                self._plan_kept(self._kept.next_due())
                 self._waiter = Deferred()
                 await self._waiter
 
@@ -208,23 +244,47 @@ class ResultsOutbox:
         self._pausing = False
 
     async def _deliver(self, reader: OutboxReader, batch: list[Result]) -> None:
-        """Bring a batch to the Manager, without those that it will never take."""
-        size = len(batch)
+        """Bring a batch to the Manager, without those that it does not take."""
+        size, tries = len(batch), REFUSALS
         while batch:
-            part = batch[:size]
-            refusal = await self._send([each.fields for each in part if each.fields])
-            if refusal and len(part) > 1:
+            await self._try_kept(reader)
+            held = list(takewhile(lambda each: self._kept.holds(each.fields), batch))
+            if held and self._kept.full:
+                await self._pause(LAST_RETRY_SECONDS)
+                continue
+            part = held or list(
+                takewhile(lambda each: not self._kept.holds(each.fields), batch[:size])
+            )
+            refusal = (
+                Refusal("one of the same token waits", final=False)
+                if held
+                else await self._send([each.fields for each in part if each.fields], tries)
+            )
+            if refusal is not None:
+                tries = 1  # enough while looking for the culprits
+            if refusal is not None and not held and len(part) > 1:
                 size = len(part) // 2  # one of these is at fault
                 continue
-            if refusal:
-                self.log.warn("a task result is set aside: {reason}", reason=refusal)
+            if refusal is not None and not refusal.final:
+                if self._kept.full:
+                    continue
+                await self._keep(part, refusal)
+            elif refusal is not None:
+                self.log.warn("a task result is set aside: {reason}", reason=refusal.reason)
             await self._settle(reader, part, refusal)
             batch = batch[len(part) :]
             size = len(batch)
 
-    async def _settle(self, reader: OutboxReader, part: list[Result], refusal: str) -> None:
+    async def _settle(
+        self, reader: OutboxReader, part: list[Result], refusal: Refusal | None
+    ) -> None:
         try:
-            await self._in_thread(reader.settle, part, refusal)
+            if refusal is None:
+                await self._in_thread(reader.settle, part)
+            else:
+                await self._in_thread(
+                    reader.settle, part, refusal.reason, elsewhere=not refusal.final
+                )
         except OSError as error:  # they would be sent again after a restart
             self.log.error("{path}: {error}", path=self._directory, error=error)
         for result in part:
@@ -232,28 +292,93 @@ class ResultsOutbox:
             if self._waiting[result.agent_id] <= 0:  # below zero: it came in an earlier run
                 del self._waiting[result.agent_id]
 
-    async def _send(self, items: list[dict[str, str]]) -> str:
-        """Send until the Manager has answered; why it never takes these, or an empty text."""
-        pause = FIRST_RETRY_SECONDS
+    async def _send(self, items: list[dict[str, str]], tries: int) -> Refusal | None:
+        """Send until the Manager takes these, or refuses them for good or ``tries`` times."""
+        refusals = 0
         while items:
             try:
-                await self._manager.post(RESULTS_PATH, items, seconds=CALL_SECONDS)
+                await self._call(items)
             except (ManagerRefused, CallFailed) as error:
                 if isinstance(error, ManagerRefused) and error.final:
-                    return str(error)
+                    return Refusal(str(error), final=True)
                 if not self._failing:
                     self.log.warn("task results wait: {reason}", reason=error)
                 self._failing = str(error)
+                refusals += not isinstance(error, Unreachable)
             else:
-                if self._failing:
-                    self.log.info("task results are taken again")
-                self._failing = ""
-                return ""
-            self.retries += 1
+                return None
             # Many gateways must not come back at the same moment.
+            pause = self._retry_seconds
+            self._retry_seconds = min(2 * pause, LAST_RETRY_SECONDS)
             await self._pause(pause * random.uniform(0.5, 1))  # noqa: S311
-            pause = min(2 * pause, LAST_RETRY_SECONDS)
-        return ""
+            if refusals >= tries:
+                return Refusal(self._failing, final=False)
+        return None
+
+    async def _call(self, items: list[dict[str, str]]) -> None:
+        try:
+            await self._manager.post(RESULTS_PATH, items, seconds=CALL_SECONDS)
+        except (ManagerRefused, CallFailed) as error:
+            if not isinstance(error, ManagerRefused) or not error.final:
+                self.retries += 1
+            raise
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        if self._failing:
+            self.log.info("task results are taken again")
+        self._failing = ""
+
+    # --- those that are refused while others are taken
+
+    async def _keep(self, part: list[Result], refusal: Refusal) -> None:
+        """Keep results aside on disk, so that those behind them get past."""
+        while True:
+            try:
+                await self._in_thread(
+                    self._kept.keep, [each.fields for each in part], self._clock.seconds()
+                )
+            except sqlite3.Error as error:
+                self.log.error("{path}: {error}", path=self._directory, error=error)
+                await self._pause(LAST_RETRY_SECONDS)
+            else:
+                break
+        self.log.warn(
+            "{n} task results are kept aside, and tried again: {reason}",
+            n=len(part),
+            reason=refusal.reason,
+        )
+
+    async def _try_kept(self, reader: OutboxReader) -> None:
+        """Send again those whose time has come, one by one."""
+        for _ in range(KEPT_AT_ONCE):
+            kept = self._kept.due(self._clock.seconds())
+            if kept is None or self._stopping:
+                return
+            try:
+                await self._call([kept.fields])
+            except Unreachable:
+                self._kept.postpone(self._clock.seconds())
+                return
+            except (ManagerRefused, CallFailed) as error:
+                if not isinstance(error, ManagerRefused) or not error.final:
+                    self._kept.refused_again(kept, self._clock.seconds())
+                    continue
+                self.log.warn("a task result is set aside: {reason}", reason=error)
+                await self._in_thread(reader.keep, kept.fields, str(error))
+            else:
+                self.taken_late += 1
+            try:
+                await self._in_thread(self._kept.remove, kept)
+            except sqlite3.Error as error:  # it would be sent again after a restart
+                self.log.error("{path}: {error}", path=self._directory, error=error)
+
+    def _plan_kept(self, due: float | None) -> None:
+        """Look after what is kept aside at a time of the clock; None: not at all."""
+        if self._kept_call is not None and self._kept_call.active():
+            self._kept_call.cancel()
+        self._kept_call = None
+        if due is not None:
+            pause = max(due - self._clock.seconds(), 0.0)
+            self._kept_call = self._clock.callLater(pause, self._rouse)
 
     # --- figures
 
@@ -277,6 +402,8 @@ class ResultsOutbox:
             retries=self.retries,
             unreadable=self._reader.unreadable,
             shortened=self._reader.shortened,
+            kept=len(self._kept),
+            taken_late=self.taken_late,
             bytes_on_disk=stats.bytes_on_disk,
         )
 

@@ -1,6 +1,5 @@
 """Agents' tags on disk, so that a restarted gateway knows them while no Manager answers."""
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
@@ -8,9 +7,9 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
+from elkeid.agentcenter.database import open_database
+
 _SCHEMA = """
-    PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = NORMAL;
     CREATE TABLE IF NOT EXISTS tags (agent_id TEXT PRIMARY KEY, tags BLOB NOT NULL) WITHOUT ROWID;
 """
 
@@ -38,21 +37,8 @@ class TagStore:
             OSError, sqlite3.Error: the disk does not let us.
         """
         with self._lock:
-            try:
-                return self._open()
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                self.log.error("{path}: {error}; begun anew", path=self._path, error=error)
-                self._close()
-                self._path.replace(self._path.with_name(self._path.name + ".damaged"))
-                return self._open()
-
-    def _open(self) -> dict[str, bytes]:
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        self._database = sqlite3.connect(self._path, check_same_thread=False)
-        self._database.executescript(_SCHEMA)
-        return dict(self._database.execute("SELECT agent_id, tags FROM tags"))
+            self._database = open_database(self._path, _SCHEMA, self.log)
+            return dict(self._database.execute("SELECT agent_id, tags FROM tags"))
 
     def save(self, changed: Mapping[str, bytes], gone: Iterable[str]) -> None:
         """Keep new tags, and forget agents, in one transaction.
@@ -72,9 +58,6 @@ class TagStore:
     def close(self) -> None:
         """Let go of the database."""
         with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+            if self._database is not None:
+                self._database.close()
+                self._database = None

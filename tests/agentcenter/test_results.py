@@ -13,10 +13,13 @@ from twisted.internet.defer import Deferred, execute
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from elkeid.agentcenter import kept_results
+from elkeid.agentcenter.kept_results import KEPT_FILE, LAST_PAUSE_SECONDS
 from elkeid.agentcenter.outbox import ASIDE_FILE, BATCH_ITEMS, FIELD_BYTES, ITEM_BYTES
 from elkeid.agentcenter.results import LAST_RETRY_SECONDS, RESULTS_PATH, ResultsOutbox
 from elkeid.agentcenter.table import Agent
 from elkeid.config import MiB
+from elkeid.errors import OperatorError
 from elkeid.eventlog import LogReader
 from elkeid.wire import item
 from elkeid.wire.mqdata import decode, records
@@ -159,10 +162,99 @@ class ResultsTests(SynchronousTestCase):
         self.manager.answer = lambda path, items: refusal(3)
         outbox.bring("t1")
         outbox.advance(60)
-        self.assertEqual(outbox.box.figures().set_aside, 0)
+        self.assertFalse((self.directory / ASIDE_FILE).exists())
         self.manager.answer = self.take
-        outbox.advance(LAST_RETRY_SECONDS)
+        outbox.advance(LAST_PAUSE_SECONDS)
         self.assertEqual(self.tokens(), ["t1"])
+
+    def picky(self, path: str, items: Any) -> Any:
+        """A Manager that fails with some results, for a reason of its own."""
+        if any(each["token"].startswith("bad") for each in items):
+            return refusal(3)
+        return self.take(path, items)
+
+    def test_what_is_refused_for_ever_holds_up_nobody(self) -> None:
+        """Others get past within minutes; those of the same token wait behind it, and all are
+        taken in order when the Manager changes its mind, also after a restart.
+        """
+        outbox = Outbox(self.directory, self.manager)
+        self.manager.answer = self.picky
+        tokens = [
+            f"bad{number % 3}" if number in (3, 4, 9) else f"t{number}" for number in range(9)
+        ]
+        outbox.bring(*tokens)
+        outbox.advance(200)
+        self.assertEqual(self.tokens(), [each for each in tokens if each.startswith("t")])
+        outbox.box.results(AGENT, [(5100, body("bad0", msg="second")), (5100, body("later"))])
+        outbox.box.commit()
+        outbox.advance(1)
+        self.assertEqual(self.tokens()[-1], "later")
+        figures = outbox.box.figures()
+        self.assertEqual((figures.kept, figures.waiting, figures.taken_late), (3, 0, 0))
+        result_of(outbox.box.stop())
+        self.assertEqual(outbox.clock.getDelayedCalls(), [])
+
+        del self.taken[:]
+        outbox = self.outbox()
+        outbox.advance(1)
+        self.assertEqual((self.taken, outbox.box.figures().kept), ([], 3))
+        self.manager.answer = self.take
+        outbox.advance(LAST_PAUSE_SECONDS)
+        self.assertEqual(
+            [each.get("msg") for each in self.taken if each["token"] == "bad0"], [None, "second"]
+        )
+        figures = outbox.box.figures()
+        self.assertEqual((figures.kept, figures.taken_late), (0, 3))
+        self.assertEqual(len(self.taken), 3)
+
+    def test_kept_aside_and_then_refused_for_good(self) -> None:
+        """The Manager's last word counts."""
+        outbox = self.outbox()
+        self.manager.answer = self.picky
+        outbox.bring("bad")
+        outbox.advance(60)
+        self.manager.answer = lambda path, items: refusal(5, 400)
+        outbox.advance(LAST_PAUSE_SECONDS)
+        (line,) = (self.directory / ASIDE_FILE).read_text().splitlines()
+        self.assertEqual(json.loads(line)["result"]["token"], "bad")
+        self.assertEqual(outbox.box.figures().kept, 0)
+
+    def test_only_so_many_are_kept_aside(self) -> None:
+        """Beyond, results wait on disk until the Manager takes some; none is lost."""
+        self.patch(kept_results, "KEPT_ITEMS", 2)
+        outbox = self.outbox()
+        self.manager.answer = self.picky
+        outbox.bring("bad1", "bad2", "bad1", "bad3", "t1")
+        outbox.advance(400)
+        figures = outbox.box.figures()
+        self.assertEqual((self.taken, figures.kept, figures.waiting), ([], 2, 3))
+        self.manager.answer = self.take
+        outbox.advance(2 * LAST_PAUSE_SECONDS)
+        self.assertEqual(sorted(self.tokens()), ["bad1", "bad1", "bad2", "bad3", "t1"])
+        self.assertEqual(outbox.box.figures().kept, 0)
+
+    def test_kept_aside_while_nobody_is_there(self) -> None:
+        """With the Manager away they are tried no more often than new ones."""
+        outbox = self.outbox()
+        self.manager.answer = self.picky
+        outbox.bring("bad1", "bad2")
+        outbox.advance(200)
+        self.manager.answer = lambda path, items: DOWN
+        del self.manager.asked[:]
+        outbox.advance(300)
+        self.assertTrue(1 < len(self.manager.asked) <= 11)
+
+    def test_no_disk_for_those_kept_aside(self) -> None:
+        """A start with a file that cannot be opened says so; a damaged one is begun anew."""
+        (self.directory / KEPT_FILE).mkdir()
+        box = Outbox.__new__(Outbox)
+        with self.assertRaisesRegex(OperatorError, "move it away"):
+            box.__init__(self.directory, self.manager)  # type: ignore[misc]
+        box.kill()
+        (self.directory / KEPT_FILE).rmdir()
+        (self.directory / KEPT_FILE).write_text("no database")
+        self.outbox()
+        self.assertTrue((self.directory / (KEPT_FILE + ".damaged")).exists())
 
     def test_poison_is_found_and_set_aside(self) -> None:
         """Those that the Manager never takes are kept aside with its reason; all others pass."""
@@ -389,7 +481,9 @@ class OutboxMachine(RuleBasedStateMachine):
             return DOWN
         if self.mode == "busy":
             return refusal(3)
-        numbers = [int(each["token"]) for each in items]
+        numbers = [int(each["msg"]) for each in items]
+        if self.mode == "picky" and any(number % 5 == 0 for number in numbers):
+            return refusal(3)
         if any(number % 7 == 0 for number in numbers):
             return refusal(5)
         self.taken += numbers
@@ -404,7 +498,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.start()
 
-    @rule(mode=st.sampled_from(["up", "up", "down", "busy", "answers are lost"]))
+    @rule(mode=st.sampled_from(["up", "up", "down", "busy", "picky", "answers are lost"]))
     def change(self, mode: str) -> None:
         self.mode = mode
 
@@ -414,7 +508,9 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox is not None
         numbers = list(range(self.number + 1, self.number + count + 1))
         self.number += count
-        self.outbox.box.results(AGENT, [(5100, body(str(number))) for number in numbers])
+        self.outbox.box.results(
+            AGENT, [(5100, body(f"t{number % 8}", msg=str(number))) for number in numbers]
+        )
         self.buffered += numbers
 
     @precondition(lambda self: self.outbox is not None)
@@ -455,22 +551,26 @@ class OutboxMachine(RuleBasedStateMachine):
         self.outbox = None
 
     def teardown(self) -> None:
-        """In the end the Manager has everything that was on disk, in order, and no poison."""
+        """In the end the Manager has everything that was on disk, in order per token, and no
+        poison.
+        """
         try:
             if self.outbox is None:
                 self.start()
             assert self.outbox is not None
             self.commit([])
             self.mode = "up"
-            self.outbox.advance(2 * LAST_RETRY_SECONDS)
+            self.outbox.advance(2 * LAST_PAUSE_SECONDS, step=5)
             figures = self.outbox.box.figures()
             result_of(self.outbox.box.stop())
             first = list(dict.fromkeys(self.taken))
-            assert first == sorted(first)
+            for token in range(8):
+                of_token = [number for number in first if number % 8 == token]
+                assert of_token == sorted(of_token)
             expected = {number for number in self.stored if number % 7}
             assert expected <= set(first) <= expected | self.perhaps
             assert figures.waiting == figures.expired == 0
-            assert figures.sent == len(first)
+            assert figures.kept == 0
         finally:
             shutil.rmtree(self.directory)
 
