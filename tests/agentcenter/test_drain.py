@@ -228,6 +228,17 @@ class DrainTests(SynchronousTestCase):
         self.assertTrue(self.hosts[0].transport.disconnected)
         self.assertEqual(self.log.of("a0"), [59, 60])
 
+    def test_worker(self) -> None:
+        """One of several processes of a host closes its share of the port; the host is listed."""
+        self.join(3)
+        self.drain._siblings = True
+        self.drain.begin(10)
+        self.network.flush()
+        self.assertEqual(len(self.closed_at), 1)
+        self.assertEqual(self.listed(), [HERE[0]])
+        self.advance(10)
+        self.assertEqual((self.gone(), self.drain.state), (3, DrainState.DRAINED))
+
     def test_stop(self) -> None:
         """A stop is a drain of a few seconds, over as soon as the last agent is gone."""
         self.other()

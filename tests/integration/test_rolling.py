@@ -12,7 +12,15 @@ import pytest
 from elkeid.fleet.compare import compare
 from elkeid.fleet.report import read_report
 from elkeid.fleet.stored import stored_records
-from tests.integration.servers import BIN, Server, free_ports, running, settings_text, twistd
+from tests.integration.servers import (
+    BIN,
+    DEADLINE,
+    Server,
+    free_ports,
+    running,
+    settings_text,
+    twistd,
+)
 from tests.integration.signed import signed
 
 pytestmark = pytest.mark.integration
@@ -56,7 +64,7 @@ class Deployment:
 
     def wait_for(self, number: int, count: int) -> None:
         """Until one of them has so many agents."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE
         while self.connected(number) != count and time.monotonic() < deadline:
             time.sleep(0.2)
         assert self.connected(number) == count
@@ -67,7 +75,7 @@ def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
     report = tmp_path / "sent.jsonl"
     with ExitStack() as stack:
         both = Deployment(tmp_path, stack)
-        load = ["--agents", str(AGENTS), "--rate", "40", "--duration", "36", "--spread", "2"]
+        load = ["--agents", str(AGENTS), "--rate", "40", "--duration", "200", "--spread", "2"]
         run = subprocess.Popen(
             [str(BIN / "elkeid"), "fleet", "run", *load, "--report", str(report)],
             cwd=tmp_path / "sd",
@@ -76,9 +84,11 @@ def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
             text=True,
         )
         stack.callback(run.kill)
-        time.sleep(5)
-        before = [both.connected(0), both.connected(1)]
-        assert sum(before) == AGENTS
+        deadline = time.monotonic() + DEADLINE
+        while sum(before := [both.connected(0), both.connected(1)]) < AGENTS:
+            assert time.monotonic() < deadline, before
+            time.sleep(0.2)
+        time.sleep(3)  # under load
         assert min(before) > AGENTS / 4  # both had their share
 
         assert both.centers[0].stop() == -signal.SIGTERM
@@ -95,6 +105,8 @@ def test_rolling_restart_loses_nothing(tmp_path: Path) -> None:
         both.wait_for(0, AGENTS)
         both.restart(1)
 
+        time.sleep(3)
+        run.send_signal(signal.SIGINT)
         said, _ = run.communicate(timeout=90)
         assert run.returncode == 0, said
         for center in both.centers:
