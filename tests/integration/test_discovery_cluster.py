@@ -60,7 +60,7 @@ class Cluster:
             reply = await self.http.get(
                 f"http://127.0.0.1:{port}/registry/detail",
                 {"name": SVC, "count": "100"},
-                seconds=1,
+                seconds=5,
             )
             return [record["ip"] for record in reply.decode(dict[str, Any])["data"]]
         except CallFailed:
