@@ -407,6 +407,7 @@ class GatewayFigures:
     ended: Mapping[str, int]  # calls by gRPC status
     unidentified: int
     bad_heartbeats: int
+    lines_left_out: int
     lost_before: Mapping[str, int]  # records lost by agents, by where; an estimate
     replaced: int
     hands_changed: int
@@ -477,6 +478,7 @@ class AgentCenterMetrics(Collector):
         for name, text, value in (
             ("unidentified_total", "Streams of agents without an id", now.unidentified),
             ("bad_heartbeats_total", "Heartbeats not understood", now.bad_heartbeats),
+            ("log_lines_left_out_total", "Lines about peers not written", now.lines_left_out),
             ("replaced_total", "Streams replaced from their own address", now.replaced),
             ("hands_changed_total", "Ids that went to another address", now.hands_changed),
             ("conflicts_total", "Claims to an id that lost", now.conflicts),

@@ -94,6 +94,12 @@ def end_by(seconds: float = EXIT_SECONDS) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
+def stop_once() -> None:
+    """Let SIGTERM and SIGINT change nothing from now on: this process stops already."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: log.info("stopping already"))
+
+
 def fail_at_exit() -> None:
     """Let this process end with status 1.
 

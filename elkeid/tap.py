@@ -123,6 +123,7 @@ class ProcessRole:
         self._reactor.callWhenRunning(running.callback, None)
         await running
         self._reactor.addSystemEventTrigger("before", "shutdown", process.end_by)
+        self._reactor.addSystemEventTrigger("before", "shutdown", process.stop_once)
         open_files = process.raise_open_files()
         self._garbage.start()
         if "ac" in self._roles:

@@ -36,6 +36,7 @@ from elkeid.agentcenter.identity import DERIVED_PREFIX
 from elkeid.agentcenter.manager_client import ManagerAnswer, ManagerRefused
 from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.errors import PeerError
+from elkeid.log_limit import LimitedLog
 from elkeid.metrics import ConfigFigures
 from elkeid.web.client import Unreachable
 from elkeid.wire.datatypes import AGENT_HEARTBEAT
@@ -75,6 +76,9 @@ RESEND_SECONDS: Final = (5.0, 60.0)
 REPEAT_SECONDS: Final = (150.0, 1_800.0)
 """Pause until a config is repeated. Heartbeats show within 70 s what was applied; a sync may
 download for 10 minutes, while one repetition waits in the agent and another is dropped."""
+
+VERSION_BYTES: Final = 1024
+"""Of a plugin's version, as far as it is compared; real ones have ten."""
 
 LIVE_SECONDS: Final = 90
 """A plugin heard of so lately runs: heartbeats come every 60 s."""
@@ -155,6 +159,7 @@ class ConfigPush:
         self._table, self._commands, self._manager = table, commands, manager
         self._last, self._clock, self._random = last, clock, random
         self._wall, self._trust_empty = wall, trust_empty
+        self.complaints = LimitedLog(self.log, clock.seconds)  # about one host each
         self._queue: deque[Agent] = deque()
         self._active: set[Deferred[None]] = set()
         self._outage = 0  # questions in a row that no Manager answered
@@ -186,7 +191,11 @@ class ConfigPush:
         if state is None or state.state is not State.SENT:
             return
         if data_type != AGENT_HEARTBEAT:
-            state.heard[fields.get(b"name", b"")] = fields.get(b"pversion", b"")
+            version = fields.get(b"pversion", b"")
+            # A longer one is no version, and takes memory.
+            state.heard[fields.get(b"name", b"")] = (
+                version if len(version) <= VERSION_BYTES else b""
+            )
         if not state.due[_Kind.CHECK] and self._looks_applied(agent, state):
             self._later(CONFIRM_SECONDS, agent, state, _Kind.CHECK)
 
@@ -367,7 +376,7 @@ class ConfigPush:
         if not self._here(agent):
             return
         if state.failures == 1 and not refused:
-            self.log.warn("{agent}: no config: {error}", agent=agent.agent_id, error=error)
+            self.complaints.warn("{agent}: no config: {error}", agent=agent.agent_id, error=error)
         if isinstance(error, NoConfig):
             state.due[_Kind.FALL] = 0.0  # the Manager's word: there is nothing to send
         else:

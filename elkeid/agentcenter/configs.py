@@ -138,14 +138,16 @@ def config_of(entries: Sequence[Entry]) -> Config:
     """Make the config of these entries.
 
     Raises:
-        ConfigInvalid: an entry without a name, which an agent would take for "unload the rest",
-            or too many or too large for an agent.
+        ConfigInvalid: an entry without a name, or none with a name that an agent can load, which
+            an agent would take for "unload the rest", or too many or too large for an agent.
     """
     if len(entries) > ITEM_LIMIT:
         raise ConfigInvalid(f"config: {len(entries)} entries; limit {ITEM_LIMIT}")
     for number, entry in enumerate(entries):
         if not entry.name:
             raise ConfigInvalid(f"config[{number}].name: empty")
+    if entries and not any(_LOADABLE(entry.name or "") for entry in entries):
+        raise ConfigInvalid("config: no entry has a name that an agent can load")
     command = encode_command(config=[_item(entry) for entry in entries])
     if len(command) > COMMAND_BYTES:
         raise ConfigInvalid(

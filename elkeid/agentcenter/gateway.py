@@ -11,7 +11,12 @@ from twisted.logger import Logger
 from elkeid.agentcenter.arrivals import ArrivalBook
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.farewell import Farewell
-from elkeid.agentcenter.heartbeats import FIELD_LIMIT, NAME_BYTES, PLUGIN_LIMIT
+from elkeid.agentcenter.heartbeats import (
+    AGENT_BYTES,
+    FIELD_LIMIT,
+    NAME_BYTES,
+    PLUGIN_LIMIT,
+)
 from elkeid.agentcenter.intake import Intake
 from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.memory import MemoryBudget
@@ -24,6 +29,7 @@ from elkeid.agentcenter.transfer import TransferStream
 from elkeid.config import AgentCenterSettings
 from elkeid.errors import WireError
 from elkeid.eventlog.log import EventLog
+from elkeid.log_limit import LimitedLog
 from elkeid.wire import item
 from elkeid.wire.datatypes import AGENT_HEARTBEAT
 from elkeid.wire.grpc import CallStarted, ConnectionLimits, GrpcServerConnection, Status
@@ -106,6 +112,7 @@ class Gateway:
         self.draining: int | None = None  # the status that new calls are refused with
         self.closed = False  # the agents' port is: who has not shaken hands yet goes elsewhere
         self.farewell: Farewell | None = None
+        self.complaints = LimitedLog(self.log, monotonic)  # about peers
 
     def _held_elsewhere(self) -> int:
         return sum(held() for held in self.held_elsewhere)
@@ -223,8 +230,14 @@ class Gateway:
                 follower.joined(agent)
 
     def results(self, stream: TransferStream, results: list[tuple[int, bytes]]) -> None:
-        """Hand on task results, (data type, body) each, of the stream that holds its id."""
+        """Hand on task results, (data type, body) each, of the stream that holds its id.
+
+        Those of a stream without a place here count as well, unless another has its id: the
+        agent will not send them again.
+        """
         agent = self.table.holds(stream.agent_id, stream)
+        if agent is None and stream.turned_away and self.table.get(stream.agent_id) is None:
+            agent = Agent(stream.agent_id, stream, self.wall())
         if agent is not None:
             for follower in self._followers:
                 follower.results(agent, results)
@@ -239,10 +252,16 @@ class Gateway:
         except WireError as error:
             self.bad_heartbeat(stream, str(error))
             return
+        name = texts.get(b"name", b"")
+        replaced = agent.heartbeat
+        if data_type != AGENT_HEARTBEAT:
+            replaced = agent.plugins.get(name, (b"", 0))[0]
+        if agent.heartbeat_bytes() - len(replaced or b"") + len(body) > AGENT_BYTES:
+            self.bad_heartbeat(stream, f"more than {AGENT_BYTES} bytes with the others")
+            return
         if data_type == AGENT_HEARTBEAT:
             agent.header, agent.heartbeat, agent.heartbeat_at = header, body, self.wall()
         else:
-            name = texts.get(b"name", b"")
             if not 0 < len(name) <= NAME_BYTES:
                 self.bad_heartbeat(stream, "a plugin's, without a name of a fit length")
                 return
@@ -259,7 +278,7 @@ class Gateway:
         self.counters.bad_heartbeats += 1
         if not stream.complained:
             stream.complained = True
-            self.log.info(
+            self.complaints.info(
                 "{peer} ({agent}): heartbeat not applied: {reason}",
                 peer=stream.peer_addr,
                 agent=stream.agent_id,

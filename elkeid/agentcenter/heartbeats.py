@@ -25,6 +25,10 @@ HEARTBEATS = frozenset({AGENT_HEARTBEAT, PLUGIN_HEARTBEAT})
 HEARTBEAT_BYTES = 64 << 10
 """Of one heartbeat's body; real ones take 1.5 KB, and the last of each is kept."""
 
+AGENT_BYTES = 64 << 10
+"""Of the last heartbeats of one agent together, its own and its plugins': real ones take 4 KB.
+All agents of a process share one key, so 10,000 hostile ones cost 640 MiB at worst."""
+
 NAME_BYTES = 128
 """Of a plugin's name."""
 

@@ -1,5 +1,6 @@
 """The gateway's limits, for ``elkeid limits``."""
 
+from elkeid import log_limit
 from elkeid.agentcenter import (
     claims,
     commands,
@@ -347,6 +348,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "agentcenter/test_transfer.py::test_huge_heartbeat_is_kept_but_not_shown",
         ),
         constant(
+            "heartbeats.AGENT_BYTES",
+            heartbeats.AGENT_BYTES,
+            "bytes of the last heartbeats of an agent and its plugins together",
+            "real ones take 4 KB",
+            "stored, not shown",
+            "elkeid_ac_bad_heartbeats_total",
+            "agentcenter/test_transfer.py::test_heartbeats_of_an_agent_are_bounded_together",
+        ),
+        constant(
             "heartbeats.PLUGIN_LIMIT",
             heartbeats.PLUGIN_LIMIT,
             "plugins of an agent",
@@ -508,6 +518,24 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "agentcenter/test_uploads.py::test_too_many_at_once",
         ),
         constant(
+            "uploads.CHECK_LIMIT",
+            uploads.CHECK_LIMIT,
+            "files at once whose tokens nobody has confirmed yet",
+            "guessed tokens must not keep out files that were asked for",
+            "FAILED",
+            "elkeid_ac_uploads_total",
+            "agentcenter/test_uploads.py::test_unknown_tokens_at_once",
+        ),
+        constant(
+            "uploads.UNKNOWN_RATE",
+            uploads.UNKNOWN_RATE,
+            "files a second and address whose tokens this gateway did not send, 64 at once",
+            "each costs questions to the Manager and all other gateways",
+            "FAILED",
+            "elkeid_ac_uploads_total",
+            "agentcenter/test_uploads.py::test_guessed_tokens_of_one_address",
+        ),
+        constant(
             "uploads.PIECE_BYTES",
             uploads.PIECE_BYTES,
             "bytes of a piece of a file",
@@ -542,6 +570,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "the oldest must be confirmed by others",
             "elkeid_ac_uploads_total",
             "agentcenter/test_tokens.py::test_tokens_are_bounded",
+        ),
+        constant(
+            "log_limit.LINES_RATE",
+            log_limit.LINES_RATE,
+            f"log lines about peers a second, {log_limit.LINES_BURST} at once",
+            "6 MB a day",
+            "counted, and told in the next line",
+            "elkeid_ac_log_lines_left_out_total",
+            "project/test_log_limit.py::test_a_flood_is_cut_and_told",
         ),
         # --- the API
         constant(

@@ -13,12 +13,12 @@ from twisted.internet.interfaces import (
     IReactorTime,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elkeid.agentcenter.memory import MemoryBudget, Share
 from elkeid.config import AgentCenterSettings
+from elkeid.log_limit import LimitedLog
 from elkeid.wire.grpc import (
     CallCancelled,
     CallStarted,
@@ -62,6 +62,8 @@ class Call(Interface):
 class Calls(Interface):
     """Where a connection's calls come from; the gateway."""
 
+    complaints: LimitedLog  # about peers
+
     def connected(self, link: "AgentLink") -> None:
         """The TLS handshake is done."""
 
@@ -90,7 +92,6 @@ class AgentLink(Protocol):
         memory: where large messages take their room.
     """
 
-    log = Logger()
     transport: Any  # TLS, from makeConnection on
 
     def __init__(
@@ -303,7 +304,7 @@ class AgentLink(Protocol):
                 self._probed(True)
         elif isinstance(event, ConnectionEnded):
             if event.error_code:
-                self.log.info(
+                self._calls.complaints.info(
                     "{peer}: connection ended: {reason}", peer=self.peer, reason=event.reason
                 )
             self._end_calls()  # nothing more can come on them

@@ -463,6 +463,9 @@ class AgentCenterRole:
             ended={str(int(status)): count for status, count in counters.statuses.items()},
             unidentified=counters.unidentified,
             bad_heartbeats=counters.bad_heartbeats,
+            lines_left_out=sum(
+                each.complaints.left_out for each in (gateway, self.configs.push, self.silence)
+            ),
             lost_before={
                 "buffer": gateway.arrivals.dropped,
                 "flight": gateway.arrivals.in_flight,

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elkeid.agentcenter.link import AgentLink
+from elkeid.log_limit import LimitedLog
 
 SWEEP_SECONDS: Final = 5.0
 
@@ -37,6 +38,7 @@ class SilenceWatch:
         self._clock, self._links = clock, links
         self._timer: IDelayedCall | None = None
         self.vanished = 0
+        self.complaints = LimitedLog(self.log, clock.seconds)
 
     def start(self) -> None:
         """Sweep from now on."""
@@ -67,5 +69,5 @@ class SilenceWatch:
         if answered or link.lost:
             return
         self.vanished += 1
-        self.log.info("{peer}: vanished; reset", peer=link.peer)
+        self.complaints.info("{peer}: vanished; reset", peer=link.peer)
         link.abort()

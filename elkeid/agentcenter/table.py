@@ -71,6 +71,11 @@ class Agent:
         self.change = 0
         self.config: ConfigState | None = None  # from the first heartbeat on
 
+    def heartbeat_bytes(self) -> int:
+        """Bytes of the heartbeats that are kept."""
+        own = 0 if self.heartbeat is None else len(self.heartbeat)
+        return own + sum(len(body) for body, _ in self.plugins.values())
+
 
 @frozen
 class Changes:

@@ -5,7 +5,6 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 
 from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, HEARTBEATS, PLUGIN_LIMIT
@@ -50,7 +49,6 @@ class TransferStream:
     What it brings is appended in every state but the last; only the holder's heartbeats count.
     """
 
-    log = Logger()
     __slots__ = (
         "_decompress",
         "_encoding",
@@ -80,6 +78,7 @@ class TransferStream:
         "peer_addr",
         "peer_host",
         "tags",
+        "turned_away",
     )
 
     def __init__(self, gateway: "Gateway", link: AgentLink, stream_id: int, encoding: str) -> None:
@@ -98,6 +97,7 @@ class TransferStream:
         self._pauses = 0  # reasons why its window is not refilled
         self._wire_id = b""
         self.admitted = False  # has a place under the connection limit
+        self.turned_away = False  # was refused before it could claim its id
         self.agent_id = ""
         self.header: Header | None = None
         self.budget: ClassBudget | None = None
@@ -266,6 +266,8 @@ class TransferStream:
                 self.end(Status.INVALID_ARGUMENT, "agent_id is empty")
             else:
                 self._claim()
+        else:
+            self.turned_away = True
         self._find_tags()
         return True
 
@@ -342,7 +344,7 @@ class TransferStream:
                 return
             # As many as one window lets through: the call is paused meanwhile.
             self._waiting_results += results
-        elif results:  # a stream that was ended in peace holds its id until it is read to its end
+        elif results:  # also of a stream that was ended in peace: it is read to its end
             self._gateway.results(self, results)
 
     def _apply(self, header: Header, packet: Packet, passed: int) -> None:
@@ -489,7 +491,7 @@ class TransferStream:
         self._finish()
 
     def _report(self, message: str) -> None:
-        self.log.info(
+        self._gateway.complaints.info(
             "{peer} ({agent}): {message}", peer=self.peer_addr, agent=self.agent_id, message=message
         )
 

@@ -28,6 +28,7 @@ from elkeid.errors import OperatorError, WireError
 from elkeid.eventlog.log import InThread
 from elkeid.metrics import UploadFigures
 from elkeid.web.client import CallFailed
+from elkeid.web.rates import AddressRates
 from elkeid.wire.compression import decompressor
 from elkeid.wire.grpc import CallCancelled, CallStarted, Status
 from elkeid.wire.protobuf import BYTES, fields
@@ -43,6 +44,15 @@ PIECE_BYTES: Final = 4 * MiB
 
 PIECE_FIELDS: Final = 64
 """Of one message; it has two."""
+
+UNKNOWN_RATE: Final = 1.0
+UNKNOWN_BURST: Final = 64.0
+"""Files a second, and at once, of one address whose tokens this gateway did not send: each of
+these costs questions to the Manager and to all other gateways."""
+
+CHECK_LIMIT: Final = 128
+"""Such files at once until somebody confirms their tokens; `CHECK_SECONDS` at most. They take no
+place under ``upload_limit``: guessed tokens must not keep out files that were asked for."""
 
 QUEUE_BYTES: Final = 1 * MiB
 """That wait for the thread; beyond, the host is paused."""
@@ -116,6 +126,8 @@ class Uploads:
         self.manager, self.results, self.check, self.room = manager, results, check, room
         self.settings = gateway.settings
         self.under_way: dict[str, UploadCall] = {}  # by token
+        self.unknown = 0  # of these, whose tokens nobody has confirmed yet
+        self.unknown_rates = AddressRates(UNKNOWN_RATE, UNKNOWN_BURST, gateway.monotonic)
         self.held_bytes = 0  # of files under way
         self.queued_bytes = 0  # of these, in memory
         self.received_bytes = 0
@@ -180,6 +192,7 @@ class UploadCall:
         self._state = State.FIRST
         self._token = ""
         self._agent_id: str | None = None  # None: the token is not known to be good
+        self._unknown = False  # counted as such
         self._open = True  # the host still listens
         self._half_closed = False
         self._queue: list[bytes] = []
@@ -245,13 +258,25 @@ class UploadCall:
         if self._gateway.draining is not None:
             self.fail(self._gateway.draining, "this AgentCenter is stopping", "stopping")
             return False
-        if len(uploads.under_way) >= uploads.settings.upload_limit:
-            self.fail(Status.RESOURCE_EXHAUSTED, "too many uploads at once", "busy")
+        if self._agent_id is None:
+            if uploads.unknown >= CHECK_LIMIT or not uploads.unknown_rates.take(self._link.peer[0]):
+                self.fail(Status.RESOURCE_EXHAUSTED, "too many unknown tokens", "unknown")
+                return False
+            self._unknown = True
+            uploads.unknown += 1
+        elif not self._has_place():
             return False
         uploads.under_way[token] = self
         self._state = State.CHECKING
         self._start(self._check())
         return self._state is not State.OVER
+
+    def _has_place(self) -> bool:
+        uploads = self._uploads
+        if len(uploads.under_way) - uploads.unknown < uploads.settings.upload_limit:
+            return True
+        self.fail(Status.RESOURCE_EXHAUSTED, "too many uploads at once", "busy")
+        return False
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do work that `_end` may cancel."""
@@ -275,8 +300,9 @@ class UploadCall:
         return True
 
     async def _check(self) -> None:
+        uploads = self._uploads
         try:
-            valid = await self._uploads.check.valid(self._token)
+            valid = await uploads.check.valid(self._token)
         except CancelledError:
             return
         self._work = None
@@ -286,6 +312,11 @@ class UploadCall:
             self.fail(Status.PERMISSION_DENIED, reason, "token")
             return
         self._agent_id = self._agent_id or ""
+        if self._unknown:
+            if not self._has_place():
+                return
+            self._unknown = False
+            uploads.unknown -= 1
         if not self._open:
             self._broken()
             return
@@ -436,7 +467,7 @@ class UploadCall:
         if self._state is State.OVER:
             return
         reason = reason[:TEXT_LIMIT]
-        self.log.info(
+        self._gateway.complaints.info(
             "{peer}: upload {token} failed: {reason}",
             peer=self._peer,
             token=self._token,
@@ -469,6 +500,9 @@ class UploadCall:
         uploads.held_bytes -= self._size
         if uploads.under_way.get(self._token) is self:
             del uploads.under_way[self._token]
+        if self._unknown:
+            self._unknown = False
+            uploads.unknown -= 1
         self._queue = []
         self._count_queued(-self._queued)
         for timer in (self._deadline, self._idle):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from twisted.logger import Logger
 
+from elkeid.log_limit import LimitedLog
 from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_check import signed_only
@@ -91,6 +92,7 @@ class InnerRoutes:
         self, store: Store, metrics: ManagerMetrics, drops: DropGuard, wall: Callable[[], float]
     ) -> None:
         self._store, self._metrics, self._drops, self._wall = store, metrics, drops, wall
+        self._complaints = LimitedLog(self.log, wall)  # hosts choose what they report
 
     @routes.post(
         "/v1/agent/queryInfo",
@@ -120,7 +122,7 @@ class InnerRoutes:
             if (count := getattr(done, reason))
         }
         if refused:
-            self.log.warn(
+            self._complaints.warn(
                 "results from {peer} were refused: {refused}", peer=call.peer, refused=refused
             )
         return Enveloped(None, {"refused": refused} if refused else {})

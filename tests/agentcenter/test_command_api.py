@@ -149,6 +149,9 @@ class CommandApiTests(SynchronousTestCase):
             status, body = self.post({"agent_id": "a1", "command": {"config": entries}})
             self.assertEqual((status, body["code"]), (400, 2))
             self.assertIn("name: empty", body["data"])
+        status, body = self.post({"agent_id": "a1", "command": {"config": [{"name": "a b"}]}})
+        self.assertEqual((status, body["code"]), (400, 2))
+        self.assertIn("no entry has a name that an agent can load", body["data"])
         self.assertEqual(self.received(), [])
 
     def test_unidentified(self) -> None:

@@ -216,6 +216,7 @@ class PushTests(SynchronousTestCase):
             (ManagerAnswer(0, data="x"), "invalid"),
             (ManagerAnswer(0, data=[1]), "invalid"),
             (ManagerAnswer(0, data=[{"name": ""}]), "invalid"),
+            (ManagerAnswer(0, data=[{"name": " "}, {"name": "../a"}]), "invalid"),
             (ManagerAnswer(0, data=[{"name": "a", "version": 1}]), "invalid"),
             (ManagerAnswer(0, data=[{"name": "a", "detail": "x" * (4 << 20)}]), "invalid"),
         ]

@@ -1,12 +1,14 @@
 """What the parts that follow agents are told, and when."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from twisted.internet.task import Clock
 
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.table import Agent
 from elkeid.wire.compression import snappy_frame
+from elkeid.wire.grpc import Status
 from tests.agentcenter.host import Host, batch, make_gateway
 
 
@@ -29,8 +31,8 @@ class Diary:
         self.lines.append(f"left {agent.stream.peer_addr}")
 
 
-def watched() -> tuple[Gateway, Diary, Clock]:
-    gateway, _, clock = make_gateway()
+def watched(**changes: Any) -> tuple[Gateway, Diary, Clock]:
+    gateway, _, clock = make_gateway(**changes)
     diary = Diary()
     gateway.follow(diary)
     return gateway, diary, clock
@@ -50,6 +52,29 @@ def test_an_agent_from_its_coming_to_its_going() -> None:
         "heartbeat 1000 1",
         "left 10.0.0.1:40000",
     ]
+
+
+def test_results_of_refused_streams_count() -> None:
+    """An agent does not send them again; but nobody speaks for an id that another holds."""
+    gateway, diary, _ = watched(connection_limit=1)
+    first = Host(gateway)
+    first.send(first.open(), batch("a1", 59))
+    for agent_id in ("a2", "a1"):
+        host = Host(gateway, "10.0.0.2")
+        stream = host.client.open_call()
+        host.client.send_message(stream, batch(agent_id, 1000, 5100), False)
+        host.pump()
+        ended = host.ended(stream)
+        assert ended is not None
+        assert ended.status == Status.UNKNOWN
+    assert diary.lines == ["joined 10.0.0.1:40000", "results [5100]"]
+    assert gateway.table.get("a2") is None
+    first.drop()
+    gateway.draining = Status.UNAVAILABLE
+    host = Host(gateway)
+    host.client.send_message(host.client.open_call(), batch("a1", 8010), False)
+    host.pump()
+    assert diary.lines[2:] == ["left 10.0.0.1:40000", "results [8010]"]
 
 
 def test_results_pass_whatever_the_rate() -> None:

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 
 from elkeid.agentcenter.api import status_of
 from elkeid.agentcenter.gateway import Gateway
-from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, PLUGIN_LIMIT
+from elkeid.agentcenter.heartbeats import AGENT_BYTES, HEARTBEAT_BYTES, PLUGIN_LIMIT
 from elkeid.agentcenter.identity import HEADER_BYTES
 from elkeid.wire.datatypes import RecordClass
 from elkeid.wire.grpc import Status
@@ -416,6 +416,24 @@ def test_huge_heartbeat_is_kept_but_not_shown() -> None:
     assert agent is not None
     assert agent.heartbeat is None
     assert gateway.counters.bad_heartbeats == 1
+
+
+def test_heartbeats_of_an_agent_are_bounded_together() -> None:
+    """Many large plugin heartbeats are stored, but not kept in memory; later small ones are."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    for number in range(8):
+        host.send(stream, batch("a1", 1001, name=f"p{number}", text="x" * (AGENT_BYTES // 4)))
+    agent = gateway.table.get("a1")
+    assert agent is not None
+    assert AGENT_BYTES // 2 < agent.heartbeat_bytes() <= AGENT_BYTES
+    assert gateway.counters.bad_heartbeats == 8 - len(agent.plugins)
+    host.send(stream, batch("a1", 1001, name="p0", text="x"))  # replaces a large one
+    host.send(stream, batch("a1", 1000, cpu="0.1"))
+    assert agent.heartbeat is not None
+    assert len(log.of("a1")) == 10
+    assert host.ended(stream) is None
 
 
 def test_second_claim_joins_the_probe_under_way() -> None:

@@ -23,7 +23,14 @@ from elkeid.agentcenter.upload_tokens import (
     UploadTokenRoutes,
     well_formed,
 )
-from elkeid.agentcenter.uploads import MANAGER_PATH, UPLOAD_PATH, Uploads
+from elkeid.agentcenter.uploads import (
+    CHECK_LIMIT,
+    MANAGER_PATH,
+    UNKNOWN_BURST,
+    UNKNOWN_RATE,
+    UPLOAD_PATH,
+    Uploads,
+)
 from elkeid.config import MiB
 from elkeid.fleet.grpc_client import GrpcClientConnection, MessageReceived
 from elkeid.web.client import FileBody, Reply, Unreachable
@@ -368,6 +375,66 @@ class UploadTests(SynchronousTestCase):
         self.assertEqual(ended.status, 8)
         self.assertEqual(self.reported(), [("failed", "too many uploads at once")])
         self.ends(self.bring(token="t2", stream=first), 0, "delivered")
+
+    def refused(self, token: str) -> tuple[int, str]:
+        """How an upload of a token that nobody knows ends."""
+        ended = self.host.ended(self.bring(b"", token=token))
+        assert ended is not None
+        return ended.status, ended.message
+
+    def test_guessed_tokens_of_one_address(self) -> None:
+        """They take no place of files that were asked for, and nobody is asked again and again."""
+        self.build(upload_limit=1)
+        guessing, answers = self.host, [Deferred[Any](), Deferred[Any]()]
+        for number, answer in enumerate(answers):
+            self.http.token_answer = answer
+            self.host.send(self.begin(), piece(f"guessed-{number}", b"x"))
+        self.http.token_answer = None
+        self.assertEqual(self.uploads.unknown, 2)
+        self.host = Host(self.gateway)
+        ended = self.host.ended(self.bring(b"asked for"))
+        assert ended is not None
+        self.assertEqual(ended.status, 0)
+        self.host = guessing
+        for answer in answers:
+            answer.callback({"known": False})
+        self.assertEqual((self.uploads.unknown, self.uploads.outcomes["token"]), (0, 2))
+        for number in range(2, int(UNKNOWN_BURST)):
+            self.assertEqual(self.refused(f"guessed-{number}")[0], 7)
+        self.assertEqual(self.refused("one-more"), (8, "too many unknown tokens"))
+        self.clock.advance(1 / UNKNOWN_RATE)
+        self.assertEqual(self.refused("later")[0], 7)
+        self.clean()
+
+    def test_unknown_tokens_at_once(self) -> None:
+        """So many wait for the Manager's word; then no more, but those asked for."""
+        answer: Deferred[Any] = Deferred()
+        self.http.token_answer = answer
+        self.uploads.unknown = CHECK_LIMIT - 1
+        first = self.begin()
+        self.host.send(first, piece("guessed-1", b"x"))
+        self.http.token_answer = None
+        self.assertEqual(self.refused("guessed-2"), (8, "too many unknown tokens"))
+        self.assertIsNone(self.host.ended(first))
+        answer.callback({"known": False})
+        self.ends(first, 7, "token")
+        self.assertEqual(self.uploads.unknown, CHECK_LIMIT - 1)
+        self.uploads.unknown = CHECK_LIMIT
+        self.ends(self.bring(b"asked for"), 0, "delivered")
+
+    def test_a_confirmed_token_needs_a_place(self) -> None:
+        """The limit holds as well for files that another gateway asked for."""
+        self.build(upload_limit=1)
+        self.http.known.add(TOKEN[:-1] + "9")
+        self.gateway.tokens.sent("t2", "a2")
+        first, second = self.begin(), self.begin()
+        self.host.send(first, piece("t2", b"x"))
+        self.host.send(second, piece(TOKEN[:-1] + "9", b"y"))
+        ended = self.host.ended(second)
+        assert ended is not None
+        self.assertEqual((ended.status, ended.message), (8, "too many uploads at once"))
+        self.assertEqual(self.uploads.unknown, 0)
+        self.bring(token="t2", stream=first)
 
     def test_malformed_messages(self) -> None:
         """Bytes that are no message, too large ones, bombs, and none at all."""

@@ -151,6 +151,15 @@ def test_failed_process_ends_with_1() -> None:
     assert done.stderr == "elkeid: no keys; import them\n"
 
 
+def test_later_signals_change_nothing() -> None:
+    """Who asks again for a stop under way does no harm, and causes no traceback."""
+    done = in_own_process(
+        "import os, signal; from elkeid import process; process.stop_once();"
+        "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT); print('on')"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+
+
 def test_stuck_process_ends() -> None:
     """A thread that never returns cannot keep the process: it ends, and shows where it stood."""
     done = in_own_process(

@@ -271,7 +271,10 @@ class TapTests(SynchronousTestCase):
         """From the moment it is told to stop, the process has a deadline."""
         service, reactor = self.service()
         start(service, reactor)
-        self.assertEqual(reactor.triggers["before"]["shutdown"], [(process.end_by, (), {})])
+        self.assertEqual(
+            reactor.triggers["before"]["shutdown"],
+            [(process.end_by, (), {}), (process.stop_once, (), {})],
+        )
 
     def test_unknown_role(self) -> None:
         """A role that does not exist, or not yet, is refused with those that do."""
