@@ -101,10 +101,16 @@ class SegmentReader:
         frame = self._frame_at(self.position)
         if frame is None:
             self.forget()
+            frame = self._frame_at(self.position)
+        if frame is None and self._search(self.position) is not None:
+            # A later frame is whole, so by now all before it is written: look again, since the
+            # one here may have been finished while the search went past it.
+            self.forget()
             frame = self._frame_at(self.position) or self._search(self.position)
-            if frame is None:
-                return None
-            self.damaged_bytes += frame.start - self.position
+            if frame is not None:
+                self.damaged_bytes += frame.start - self.position
+        if frame is None:
+            return None
         self.position = frame.end
         return frame
 

@@ -130,11 +130,13 @@ class _Sender(Sender):  # type: ignore[misc]
                 manager.bump_producer_id_and_epoch()
         elif isinstance(exception, kafka.errors.ClusterAuthorizationFailedError):
             manager.transition_to_fatal_error(exception)
-        elif manager.producer_id_and_epoch.match(batch) and not batch.in_retry():
+        elif not manager.producer_id_and_epoch.match(batch):
+            pass  # its numbers are of the past
+        elif partition_response is not None and not batch.in_retry():
             # Refused outright and alone on its way: its numbers are free for the next batch.
             manager.set_sequence_number(batch.topic_partition, batch.base_sequence)
-        elif manager.producer_id_and_epoch.match(batch):
-            # An earlier attempt may have been taken: only new numbers are surely free.
+        else:
+            # An attempt may have been taken: another batch of these numbers would pass for it.
             manager.bump_producer_id_and_epoch()
         if batch.complete_exceptionally(exception, lambda _: exception):
             self._maybe_remove_from_inflight_batches(batch)

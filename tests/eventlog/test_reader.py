@@ -10,6 +10,8 @@ from elkeid.errors import OperatorError
 from elkeid.eventlog import LogReader
 from elkeid.eventlog.cursors import UNUSED_SECONDS, cursor_path
 from elkeid.eventlog.reader import LOOK_AGAIN_BYTES
+from elkeid.eventlog.segment import SegmentReader, list_segments
+from elkeid.wire.protobuf import varint
 from tests.eventlog.support import (
     CONTROL,
     LOGS,
@@ -377,3 +379,44 @@ def test_segments_removed_by_hand(tmp_path: Path) -> None:
     assert server.ledger()["appended"] == 31
     assert read_all(tmp_path) == [(30, 30)]
     server.close()
+
+
+class GrowingFile:
+    """A segment that the writer finishes after so many looks at it."""
+
+    def __init__(self, data: bytes, short: int, looks: int) -> None:
+        self._data, self._short, self._looks = data, short, looks
+
+    def _now(self) -> bytes:
+        self._looks -= 1
+        return self._data if self._looks < 0 else self._data[: self._short]
+
+    def pread(self, count: int, at: int) -> bytes:
+        return self._now()[at : at + count]
+
+    def size(self) -> int:
+        return len(self._now())
+
+    def close(self) -> None:
+        pass
+
+
+def test_frame_finished_while_it_is_looked_for(tmp_path: Path) -> None:
+    """A frame larger than one look, and the next, written at any moment: neither is damage."""
+    server = Server(tmp_path)
+    for first in (0, 1000):
+        server.log.append(TELEMETRY, 1000, SUFFIX, region(*range(first, first + 1000)))
+        server.log.append(TELEMETRY, 1, SUFFIX, b"\x0a" + varint(600_000) + bytes(600_000))
+        server.log.commit()
+    server.close()
+    (path,) = (tmp_path / "telemetry").glob("*.seg")
+    name = list_segments(path.parent)[0]
+    data = path.read_bytes()
+    for short in (70, 200, 300_000, 500_000):
+        for looks in range(12):
+            reader = SegmentReader(path, name)
+            reader.close()
+            reader._source = GrowingFile(data, short, looks)  # type: ignore[assignment]
+            found = [frame for _ in range(20) if (frame := reader.next()) is not None]
+            assert [frame.header.first_offset for frame in found] == [0, 1001], (short, looks)
+            assert reader.damaged_bytes == 0
