@@ -23,6 +23,7 @@ COMMANDS = {
     "init": ("elkeid.cli.init", "Set up a server for a network in one step."),
     "keys": ("elkeid.cli.keys", "Make keys, and take them to other machines."),
     "user": ("elkeid.cli.user", "Add users of the Manager."),
+    "call": ("elkeid.cli.call", "Call a gateway's HTTP API, signed, and print its answer."),
     "limits": (
         "elkeid.cli.limits",
         "Print the limits of what peers may cost, with the values that the settings give.",

@@ -65,6 +65,27 @@ def connected(manager: Manager) -> int:
     return sum(1 for each in manager.agents() if each["connected"] and "kernel_version" in each)
 
 
+def task_by_hand(folder: Path, agent_id: str) -> None:
+    """An operator sends a task with `elkeid call`, as the README has it."""
+    task = {"data_type": 5100, "name": "collector", "data": "{}", "token": "by-hand"}
+    command = json.dumps({"agent_id": agent_id, "command": {"task": task}})
+    sent = call(folder, "POST", "/command", command)
+    assert (sent.returncode, json.loads(sent.stdout)["msg"]) == (0, "success")
+    nobody = call(folder, "POST", "/command", command.replace(agent_id, "nobody"))
+    assert (nobody.returncode, json.loads(nobody.stdout)["outcome"]) == (1, "not_connected")
+
+
+def call(folder: Path, *argv: str) -> "subprocess.CompletedProcess[str]":
+    """``elkeid call``."""
+    return subprocess.run(
+        [str(BIN / "elkeid"), "call", *argv],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_hosts_in_records_stored_manager_answers(tmp_path: Path) -> None:
     """Fifty hosts show up in time, their events can be read, and a restart forgets nothing."""
     ports = free_ports(4)
@@ -79,6 +100,7 @@ def test_hosts_in_records_stored_manager_answers(tmp_path: Path) -> None:
                 time.sleep(0.2)
             shown = manager.agents()
             assert connected(manager) == 50
+            task_by_hand(tmp_path, shown[0]["agent_id"])
             time.sleep(3)  # events come at one a second
             cat = subprocess.run(
                 [str(BIN / "elkeid"), "log", "cat"], cwd=tmp_path, capture_output=True, check=True

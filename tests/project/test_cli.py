@@ -1,5 +1,6 @@
 """The elkeid command: helpful, quick to start, and plain about mistakes."""
 
+import socket
 import subprocess
 import sys
 import tarfile
@@ -210,3 +211,18 @@ def test_init_with_an_address_nobody_can_dial(here: Path, address: str) -> None:
 def test_version() -> None:
     """--version says which package answers."""
     assert run("--version").output.startswith("elkeid ")
+
+
+def test_call_says_what_is_wrong() -> None:
+    """Without keys, without a gateway, or with a wrong address there is one sentence."""
+    missing = run("call", "GET", "/conn/list")
+    assert (missing.exit_code, missing.output.count("\n")) == (1, 1)
+    assert "is missing" in missing.output
+    assert run("keys", "init").exit_code == 0
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        away = run("call", "GET", "/x", "--gateway", f"127.0.0.1:{nobody.getsockname()[1]}")
+    assert (away.exit_code, away.output.count("\n")) == (1, 1)
+    assert "does the gateway run there" in away.output
+    assert "is not host:port" in run("call", "GET", "/x", "--gateway", "here").output
+    assert "begins with /" in run("call", "GET", "x").output
