@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 EXIT_SECONDS = 9.8  # from the signal; then a stuck thread no longer keeps the process
 CPU_SECONDS = 2.0  # shortest time over which a share of CPU is measured
-OTHER_FILES = 512  # open files that are not agents: log segments, databases, API connections
+OTHER_FILES = 1_024  # open files that are not agents: log segments, databases, API connections
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 

@@ -71,11 +71,15 @@ from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
-from elkeid.web.site import FaceSite, listen, listening
+from elkeid.web.site import FaceLimits, FaceSite, listen, listening
 from elkeid.workers import Worker, left_behind, left_behind_text, siblings
 
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
+
+API_CONNECTIONS: Final = 512
+"""Of Managers, other gateways and operators: a few each. What strangers open must not take the
+open files that agents need."""
 
 DRAIN_SECONDS = 6.0
 """For draining at a stop: agents find another gateway, and each is read to its end (5 s)."""
@@ -293,7 +297,7 @@ class AgentCenterRole:
             {AuthKind.SIGNED: check},
         )
         api.mount("/metrics", MetricsPage(self.registry, settings.metrics_networks, api.refusal))
-        self._site = FaceSite(api, self._reactor)
+        self._site = FaceSite(api, self._reactor, FaceLimits(connections=API_CONNECTIONS))
         self._api_port = listen(
             self._reactor,
             self._site,

@@ -15,7 +15,7 @@ def limits() -> list[Limit]:
             face.connections,
             "connections of a face",
             "agents keep theirs to ServiceDiscovery open",
-            "closed",
+            "the oldest that asked for nothing yet is closed, else the new one",
             "test_connection_limit",
         ),
         (

@@ -49,7 +49,8 @@ class FaceLimits:
     ``idle_seconds``: without a byte, between requests or within one; agents keep a connection
     to ServiceDiscovery open for nothing. ``request_seconds``: for one request to arrive whole.
     ``drain_seconds``, ``drain_bytes``: how long and how much is read after a refusal, so that
-    the peer sees the answer instead of a reset. ``connections``: at once. ``bodies_bytes``:
+    the peer sees the answer instead of a reset. ``connections``: at once; beyond, the oldest that
+    has asked for nothing yet makes room, else the new one is closed. ``bodies_bytes``:
     all bodies that are in memory at once. ``spool_bytes``, ``spool_seconds``: all bodies that are
     on disk at once, and for one of these to arrive whole (300 MiB in 5 minutes is 1 MiB/s).
     """
@@ -211,13 +212,25 @@ class BoundedChannel(HTTPChannel):
     request_seconds = 0.0  # for the current request to arrive whole; set with its headers
 
     def connectionMade(self) -> None:
-        """Take the connection, unless the face has too many."""
+        """Take the connection, unless the face has too many that are of use."""
         super().connectionMade()
         site = self.site
         if len(site.channels) >= site.limits.connections:
-            self.abort()
-            return
+            if not site.silent:
+                self.abort()
+                return
+            next(iter(site.silent)).give_way()
         site.channels.add(self)
+        site.silent[self] = None
+
+    def give_way(self) -> None:
+        """Close at once, and leave the place to another connection."""
+        self._forget()
+        self.abort()
+
+    def _forget(self) -> None:
+        self.site.channels.discard(self)
+        self.site.silent.pop(self, None)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; a request that has been under way for too long ends the connection."""
@@ -251,6 +264,7 @@ class BoundedChannel(HTTPChannel):
         """A request is whole."""
         self._began = None
         self.request_seconds = 0.0
+        self.site.silent.pop(self, None)
         super().allContentReceived()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
@@ -274,7 +288,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The connection is gone."""
-        self.site.channels.discard(self)
+        self._forget()
         super().connectionLost(reason)
 
 
@@ -304,6 +318,7 @@ class FaceSite(Site):
         self.spooled = 0  # bytes of bodies on disk
         self.api, self.limits = api, limits or FaceLimits()
         self.channels: set[BoundedChannel] = set()  # open connections
+        self.silent: dict[BoundedChannel, None] = {}  # of these, without a whole request yet
         self.held = 0  # bytes of bodies in memory
         super().__init__(
             api,

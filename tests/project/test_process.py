@@ -123,7 +123,7 @@ def test_open_files_are_raised() -> None:
 @pytest.mark.parametrize(
     ("files", "limit", "level", "said"),
     [
-        (20_000, 10_000, "info", "20000 open files allow 19488 agents"),
+        (20_000, 10_000, "info", "20000 open files allow 18976 agents"),
         (4096, 10_000, "warn", "raise the hard limit on open files (ulimit -Hn, LimitNOFILE)"),
         (100, 1, "warn", "allow 0 agents"),
     ],

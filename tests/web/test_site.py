@@ -210,12 +210,29 @@ class SiteTests(SynchronousTestCase):
     def test_connection_limit(self) -> None:
         """Beyond the limit a connection is dropped at once; room comes back."""
         clients = [self.connect() for _ in range(3)]
+        for each in clients:
+            self.assertIn(b" 200 ", each.send(b"GET /x/page HTTP/1.1\r\n\r\n"))
         extra = self.connect()
         self.assertTrue(extra.wire.disconnecting)
         extra.lose()
         self.assertEqual(len(self.site.channels), 3)
         clients[0].lose()
         self.assertFalse(self.connect().wire.disconnecting)
+
+    def test_silent_connections_make_room(self) -> None:
+        """Who opens connections and asks for nothing keeps nobody out, and no slow sender does."""
+        used = self.connect()
+        self.assertIn(b" 200 ", used.send(b"GET /x/page HTTP/1.1\r\n\r\n"))
+        silent, slow = self.connect(), self.connect()
+        slow.send(b"POST /x/item HTTP/1.1\r\nContent-Length: 100\r\n\r\nx")
+        for oldest in (silent, slow):
+            extra = self.connect()
+            self.assertTrue(oldest.wire.disconnecting)
+            self.assertIn(b" 200 ", extra.send(b"GET /x/page HTTP/1.1\r\n\r\n"))
+            oldest.lose()
+        self.assertFalse(used.wire.disconnecting)
+        self.assertEqual((len(self.site.channels), len(self.site.silent)), (3, 0))
+        self.assertEqual(self.site.held, 0)
 
     def test_close(self) -> None:
         """Closing a site ends idle connections now and busy ones after their answer."""
