@@ -108,6 +108,7 @@ def test_hosts_in_records_stored_manager_answers(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in cat.stdout.splitlines()]
         assert {line["agent_id"] for line in lines} == {each["agent_id"] for each in shown}
         assert any(line["class"] == "telemetry" and line["fields"] for line in lines)
+        assert any(line["fields"].get("token") == "by-hand" for line in lines)
         assert server.stop() == -signal.SIGTERM
     with running(twistd(), tmp_path) as server:
         again = Manager(ports[3], password).agents()
