@@ -6,6 +6,7 @@ made. `LogSetup` waits for that and then changes what is written there, not wher
 
 import json
 from datetime import UTC, datetime
+from typing import Final
 
 from twisted.logger import (
     FileLogObserver,
@@ -20,6 +21,13 @@ from twisted.logger import (
     globalLogPublisher,
 )
 from zope.interface import implementer
+
+FLOODING: Final = "twisted.internet.tcp.Port"
+"""Without free file descriptors, Twisted's ports write three lines for each connection closed."""
+
+FLOOD_LINES: Final = 3
+FLOOD_SECONDS: Final = 60.0
+"""So many of these lines are written in so many seconds."""
 
 
 def as_json(event: LogEvent) -> str:
@@ -66,6 +74,7 @@ class LogSetup:
         self._form = as_json if form == "json" else as_text
         self._publisher = publisher
         self._seen: list[object] = []
+        self._flood = (0.0, 0)  # since when, and lines
 
     def __call__(self, event: LogEvent) -> None:
         """See `ILogObserver`; changes observers not met before."""
@@ -79,4 +88,16 @@ class LogSetup:
 
     def _write(self, event: LogEvent) -> str | None:
         level = event.get("log_level")
-        return None if level is not None and level < self._level else self._form(event)
+        if level is not None and level < self._level:
+            return None
+        if event.get("log_namespace") == FLOODING and not self._has_room(event.get("log_time", 0)):
+            return None
+        return self._form(event)
+
+    def _has_room(self, now: float) -> bool:
+        """Count a line of `FLOODING`; whether it may be written."""
+        since, lines = self._flood
+        if not 0 <= now - since < FLOOD_SECONDS:
+            since, lines = now, 0
+        self._flood = since, lines + 1
+        return lines < FLOOD_LINES

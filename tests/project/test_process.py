@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from twisted.internet.tcp import Port
 from twisted.logger import (
     FileLogObserver,
     FilteringLogObserver,
@@ -21,7 +22,7 @@ from twisted.python.failure import Failure
 
 from elkeid import process, welcome
 from elkeid.config import parse
-from elkeid.logging import LogSetup, as_json
+from elkeid.logging import FLOODING, LogSetup, as_json
 from elkeid.process import CpuShare
 
 
@@ -100,6 +101,17 @@ def test_observer_behind_a_filter() -> None:
     logger.info("hidden")
     logger.warn("shown")
     assert [json.loads(line)["message"] for line in out.getvalue().splitlines()] == ["shown"]
+
+
+def test_ports_without_file_descriptors_do_not_fill_the_log() -> None:
+    """Twisted writes three lines for each connection that it closes then: a few of them do."""
+    log = Log("info", "json")
+    assert f"{Port.__module__}.{Port.__name__}" == FLOODING
+    for second in range(100):
+        for name, text in ((FLOODING, "no file descriptor"), ("elkeid.part", "ours")):
+            log.publisher({"log_namespace": name, "log_format": text, "log_time": 1000.0 + second})
+    said = [json.loads(line)["message"] for line in log.lines]
+    assert (said.count("no file descriptor"), said.count("ours")) == (6, 100)
 
 
 def in_own_process(code: str) -> subprocess.CompletedProcess[str]:
