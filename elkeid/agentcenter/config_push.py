@@ -423,6 +423,7 @@ class ConfigPush:
 
     def _replace(self, state: ConfigState, config: Config, source: str) -> None:
         state.desired, state.source, state.attempt = config, source, 0
+        state.delivered = False
         state.version += 1
         state.due[_Kind.FALL] = state.due[_Kind.SEND] = state.due[_Kind.CHECK] = 0.0
 
@@ -453,14 +454,21 @@ class ConfigPush:
             self.repeated += 1
         else:
             self.sent[state.source] += 1
-            if outcome is Outcome.WRITTEN and state.source != "last-known":
-                self._last.delivered(agent.agent_id, state.desired)
+        if outcome is Outcome.WRITTEN:
+            self._delivered(agent, state)
         state.state, state.sent_at, state.applied_at = State.SENT, self._wall(), 0
         state.heard.clear()
         state.failures = 0
         state.due[_Kind.CHECK] = 0.0
         self._later(self._spread(REPEAT_SECONDS, state.attempt), agent, state, _Kind.SEND)
         self._table.touch(agent)
+
+    def _delivered(self, agent: Agent, state: ConfigState) -> None:
+        """Remember it for when no Manager answers, once; what was remembered keeps its time."""
+        if not state.delivered and state.source != "last-known":
+            assert state.desired is not None
+            state.delivered = True
+            self._last.delivered(agent.agent_id, state.desired)
 
     # --- what was applied
 
@@ -488,6 +496,7 @@ class ConfigPush:
             state.state, state.applied_at = State.APPLIED, self._wall()
             state.heard.clear()
             state.due[_Kind.SEND] = 0.0
+            self._delivered(agent, state)
             self._table.touch(agent)
 
     # --- the schedule

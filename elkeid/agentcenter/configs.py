@@ -91,6 +91,7 @@ class ConfigState:
         "asked",
         "asking",
         "attempt",
+        "delivered",
         "desired",
         "due",
         "failures",
@@ -111,6 +112,7 @@ class ConfigState:
         self.sent_at = 0  # unix seconds, as the next
         self.applied_at = 0
         self.attempt = 0  # times that it was sent
+        self.delivered = False  # wholly written, or applied: remembered as the host's last one
         self.asked = False  # the Manager was, or will be, on this connection
         self.asking = False  # the Manager will be, or is being asked
         self.again = False  # and once more after that

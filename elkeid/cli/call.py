@@ -58,14 +58,20 @@ def call(obj: Invocation, method: str, path: str, body: str | None, gateway: str
         raise click.BadParameter("begins with /, such as /conn/list", param_hint="PATH")
     keys = load_keys(settings, ["ac"])
     raw = (sys.stdin.read() if body == "-" else body or "").encode()
-    status, answer = signed_call(
-        method.upper(),
-        path,
-        raw,
-        address=address,
-        pair=keys.signing_pair,
-        authority=settings.server.keys_dir / "ca.crt",
-    )
+    try:
+        status, answer = signed_call(
+            method.upper(),
+            path,
+            raw,
+            address=address,
+            pair=keys.signing_pair,
+            authority=settings.server.keys_dir / "ca.crt",
+        )
+    except (OSError, http.client.HTTPException) as error:
+        raise OperatorError(
+            f"{join_endpoint(*address)}: {error}; does the gateway run there, with keys of the "
+            "same authority?"
+        ) from error
     click.echo(answer.decode("utf-8", "replace"))
     if status != 200 or not _succeeded(answer):
         raise SystemExit(1)
@@ -102,7 +108,7 @@ def signed_call(
         HTTP status and the answer's body.
 
     Raises:
-        OperatorError: no answer, or not from a server of ours.
+        OSError, http.client.HTTPException: no answer, or not from a server of this authority.
     """
     path, _, query = target.partition("?")
     query += f"{'&' if query else ''}nonce={secrets.token_urlsafe(16)}"
@@ -115,18 +121,12 @@ def signed_call(
     if body:
         headers["Content-Type"] = "application/json"
     context = ssl.create_default_context(cafile=authority)
-    where = join_endpoint(*address)
-    try:
-        with (
-            socket.create_connection(address, CALL_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=AGENTS_NAME) as channel,
-        ):
-            connection = http.client.HTTPConnection(*address)
-            connection.sock = channel
-            connection.request(method, f"{path}?{query}", body or None, headers)
-            reply = connection.getresponse()
-            return reply.status, reply.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise OperatorError(
-            f"{where}: {error}; does the gateway run there, with keys of the same authority?"
-        ) from error
+    with (
+        socket.create_connection(address, CALL_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=AGENTS_NAME) as channel,
+    ):
+        connection = http.client.HTTPConnection(*address)
+        connection.sock = channel
+        connection.request(method, f"{path}?{query}", body or None, headers)
+        reply = connection.getresponse()
+        return reply.status, reply.read()

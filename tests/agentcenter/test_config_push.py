@@ -546,6 +546,15 @@ class PushTests(SynchronousTestCase):
         self.assertEqual(self.got(host), [{"driver": "1"}])
         self.assertEqual(self.state()["state"], "sent")
 
+    def test_partly_written_is_remembered_later(self) -> None:
+        """A config that was not wholly written in time is remembered once it was."""
+        self.join()
+        self.assertEqual(len(self.last.deliveries), 1)
+        self.push.commanded("a1", plugins(driver="2"), Outcome.PARTLY)
+        self.assertEqual((self.state()["state"], len(self.last.deliveries)), ("sent", 1))
+        self.advance(2 * REPEAT_SECONDS[0])  # it is repeated
+        self.assertEqual(self.last.deliveries[1:], [("a1", {"driver": "2"})])
+
     def test_seen_by_readers_with_a_cursor(self) -> None:
         """Every change of the state shows to Managers that ask for changes."""
         host = self.join()
