@@ -458,6 +458,12 @@ class UploadCall:
 
     def _delivered(self, name: str) -> None:
         self._gateway.tokens.spend(self._token)
+        self._gateway.complaints.info(
+            "{peer}: the Manager has the file of task {token} as {name}",
+            peer=self._peer,
+            token=self._token,
+            name=name,
+        )
         self._report("succeed", name)
         self._answer(SUCCESS, Status.OK, "")
         self._end("delivered")
