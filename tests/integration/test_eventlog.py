@@ -133,6 +133,11 @@ def test_follow_until_interrupted(tmp_path: Path) -> None:
     assert json.loads(process.stdout.readline())["offset"] == 0
     put(server, EXECVE)
     assert json.loads(process.stdout.readline())["offset"] == 1
+    # Interrupted between printing and noting it, it would print the record again next time.
+    deadline = time.monotonic() + 60
+    while server.ledger()["readers"]["me"]["acknowledged"] < 2:
+        assert time.monotonic() < deadline, "the place of a follower is never saved"
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == 0
