@@ -101,7 +101,11 @@ def test_reader_beside_a_writer(tmp_path: Path) -> None:
 
 def command(folder: Path, *argv: str, stdout: int = subprocess.PIPE) -> "subprocess.Popen[bytes]":
     """Start ``elkeid log cat`` in a folder."""
-    code = "from elkeid.cli import main; main()"
+    # Programs of a shell's background jobs ignore Ctrl-C, and so would this one.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from elkeid.cli import main; main()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, "log", "cat", *argv],
         cwd=folder,

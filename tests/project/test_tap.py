@@ -131,6 +131,7 @@ class TapTests(SynchronousTestCase):
 
     def test_keys_are_loaded_again(self) -> None:
         """SIGHUP gives roles what is on disk now; files that are at fault change nothing."""
+        handler = signal.getsignal(signal.SIGHUP)
         service, reactor = self.service()
         reactor.callFromThread = partial(reactor.callLater, 0)
         start(service, reactor)
@@ -150,7 +151,7 @@ class TapTests(SynchronousTestCase):
         stopped = service.stopService()
         reactor.advance(10)
         self.successResultOf(stopped)
-        self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_DFL)
+        self.assertIs(signal.getsignal(signal.SIGHUP), handler)
 
     def test_workers(self) -> None:
         """With --workers another role stands for the gateway; each worker is told its place."""
