@@ -6,7 +6,7 @@ Names that upstream consumers query are kept exactly (docs/protocol.md, "Metrics
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from attrs import frozen
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
@@ -14,6 +14,33 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from elkeid.garbage import Pauses
+
+F = TypeVar("F")
+
+
+class FiguresCollector(Collector, Generic[F]):
+    """Families made of figures that are read when they are shown.
+
+    Args:
+        registry: where they are shown.
+        read: gives the figures of this moment.
+    """
+
+    def __init__(self, registry: CollectorRegistry, read: Callable[[], F]) -> None:
+        self._read = read
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """No name in advance: nothing else registers names of these prefixes."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """All families, of the figures of this moment."""
+        return self.families(self._read())
+
+    def families(self, now: F) -> Iterable[Metric]:
+        """The families that these figures make."""
+        raise NotImplementedError
 
 
 class ExactCounter(Collector):
@@ -167,63 +194,35 @@ def _figure(figures: Callable[[], DiscoveryFigures], field: str) -> Mapping[str,
     return found
 
 
-class GarbageMetrics(Collector):
-    """How long Python's garbage collector held up everything else in this process.
+class GarbageMetrics(FiguresCollector[Pauses]):
+    """How long Python's garbage collector held up everything else in this process."""
 
-    Args:
-        registry: where it is shown.
-        pauses: what was measured.
-    """
-
-    def __init__(self, registry: CollectorRegistry, pauses: Pauses) -> None:
-        self._pauses = pauses
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: Pauses) -> Iterable[Metric]:
         """The three families."""
-        pauses = self._pauses
         for name, text, values in (
-            ("collections_total", "Garbage collections", pauses.count),
-            ("pause_seconds_total", "Time that garbage collections took", pauses.seconds),
+            ("collections_total", "Garbage collections", now.count),
+            ("pause_seconds_total", "Time that garbage collections took", now.seconds),
         ):
-            by_generation = {(str(number),): value for number, value in enumerate(values)}
-            yield _exact(f"elkeid_gc_{name}", text, ("generation",), by_generation)
-        yield _gauge(
-            "elkeid_gc_longest_pause_seconds", "Longest garbage collection", pauses.longest
-        )
+            by_generation = {str(number): value for number, value in enumerate(values)}
+            yield _by(f"elkeid_gc_{name}", text, "generation", by_generation)
+        yield _gauge("elkeid_gc_longest_pause_seconds", "Longest garbage collection", now.longest)
 
 
-class SignedRequestMetrics(Collector):
+class SignedRequestMetrics(FiguresCollector[tuple[int, int, int]]):
     """What a face remembers of signed requests, so that none is taken twice.
 
-    Args:
-        registry: where it is shown.
-        read: gives the requests remembered, refused as repeated, and forgotten too early.
+    Its figures are the requests remembered, refused as repeated, and forgotten too early.
     """
 
-    def __init__(
-        self, registry: CollectorRegistry, read: Callable[[], tuple[int, int, int]]
-    ) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: tuple[int, int, int]) -> Iterable[Metric]:
         """The three families."""
-        remembered, refused, forgotten = self._read()
+        remembered, refused, forgotten = now
         yield _gauge("elkeid_signed_requests_remembered", "Signed requests remembered", remembered)
         for name, text, value in (
             ("refused", "Signed requests refused because they came before", refused),
             ("forgotten", "Signed requests forgotten before their time", forgotten),
         ):
-            yield _exact(f"elkeid_signed_requests_{name}_total", text, (), {(): value})
+            yield _total(f"elkeid_signed_requests_{name}_total", text, value)
 
 
 @frozen(kw_only=True)
@@ -235,30 +234,15 @@ class CommandFigures:
     outcomes: Mapping[str, int]
 
 
-class CommandMetrics(Collector):
-    """What becomes of commands to agents, read when it is shown.
+class CommandMetrics(FiguresCollector[CommandFigures]):
+    """What becomes of commands to agents, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], CommandFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: CommandFigures) -> Iterable[Metric]:
         """The three families."""
-        now = self._read()
         yield _gauge("elkeid_ac_commands_waiting", "Commands not wholly written", now.waiting)
         yield _gauge("elkeid_ac_commands_waiting_bytes", "Bytes of these", now.waiting_bytes)
-        outcomes = {(name,): count for name, count in now.outcomes.items()}
-        yield _exact(
-            "elkeid_ac_commands_total", "Commands by what became of them", ("outcome",), outcomes
+        yield _by(
+            "elkeid_ac_commands_total", "Commands by what became of them", "outcome", now.outcomes
         )
 
 
@@ -276,28 +260,13 @@ class ConfigFigures:
     peer_failures: int = 0
 
 
-class ConfigMetrics(Collector):
-    """How far configs have got, read when it is shown.
+class ConfigMetrics(FiguresCollector[ConfigFigures]):
+    """How far configs have got, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], ConfigFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: ConfigFigures) -> Iterable[Metric]:
         """All families of configs."""
-        now = self._read()
-        states = {(state,): n for state, n in now.agents.items()}
-        yield _exact(
-            "elkeid_ac_config_agents", "Agents by state of config", ("state",), states, "gauge"
+        yield _by(
+            "elkeid_ac_config_agents", "Agents by state of config", "state", now.agents, "gauge"
         )
         yield _gauge(
             "elkeid_ac_config_waiting", "Agents whose config is asked of the Manager", now.waiting
@@ -307,14 +276,13 @@ class ConfigMetrics(Collector):
             ("sent", "Configs sent, repetitions apart", "source", now.sent),
             ("searches", "Searches for what a host ran last", "outcome", now.searches),
         ):
-            by_label = {(value,): n for value, n in values.items()}
-            yield _exact(f"elkeid_ac_config_{name}_total", text, (label,), by_label)
+            yield _by(f"elkeid_ac_config_{name}_total", text, label, values)
         for name, text, value in (
             ("repeated", "Configs sent again, not being applied", now.repeated),
             ("store_failures", "Writes of last configs that failed", now.store_failures),
             ("peer_failures", "Peers that did not tell last configs", now.peer_failures),
         ):
-            yield _exact(f"elkeid_ac_config_{name}_total", text, (), {(): value})
+            yield _total(f"elkeid_ac_config_{name}_total", text, value)
 
 
 class ManagerMetrics:
@@ -426,54 +394,37 @@ class GatewayFigures:
     certificate_expiry: Mapping[str, float]  # file name -> unix seconds
 
 
-class AgentCenterMetrics(Collector):
-    """What the gateway counts, read when it is shown.
+class AgentCenterMetrics(FiguresCollector[GatewayFigures]):
+    """What the gateway counts, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], GatewayFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: GatewayFigures) -> Iterable[Metric]:
         """All families of the gateway."""
-        now = self._read()
         yield _gauge("elkeid_ac_grpc_conn_count", "Connected agents", now.agents)
-        yield _exact("elkeid_ac_grpc_recv_qps", "Messages received", (), {(): now.messages})
-        yield _exact("elkeid_ac_grpc_send_qps", "Commands written", (), {(): now.commands})
-        types = {(name,): count for name, count in now.records.items()}
-        yield _exact(
-            "elkeid_ac_output_data_type_count", "Records by data type", ("data_type",), types
+        yield _total("elkeid_ac_grpc_recv_qps", "Messages received", now.messages)
+        yield _total("elkeid_ac_grpc_send_qps", "Commands written", now.commands)
+        yield _by(
+            "elkeid_ac_output_data_type_count", "Records by data type", "data_type", now.records
         )
         total = sum(now.records.values())
         if now.agent_records is None:
-            yield _exact("elkeid_ac_output_count", "Records received", (), {(): total})
+            yield _total("elkeid_ac_output_count", "Records received", total)
         else:
-            each = {(agent,): count for agent, count in now.agent_records(total).items()}
-            yield _exact("elkeid_ac_output_count", "Records received", ("agent_id",), each)
+            each = now.agent_records(total)
+            yield _by("elkeid_ac_output_count", "Records received", "agent_id", each)
         yield _gauge("elkeid_ac_streams", "Transfer streams that hold a place", now.streams)
         yield _gauge(
             "elkeid_ac_connection_limit", "Transfer streams served at most", now.connection_limit
         )
-        handshakes = {("done",): now.handshakes, ("failed",): now.failed_handshakes}
-        yield _exact("elkeid_ac_handshakes_total", "TLS handshakes", ("outcome",), handshakes)
-        ended = {(status,): count for status, count in now.ended.items()}
-        yield _exact(
-            "elkeid_ac_calls_ended_total", "Calls ended by us, by gRPC status", ("status",), ended
+        handshakes = {"done": now.handshakes, "failed": now.failed_handshakes}
+        yield _by("elkeid_ac_handshakes_total", "TLS handshakes", "outcome", handshakes)
+        yield _by(
+            "elkeid_ac_calls_ended_total", "Calls ended by us, by gRPC status", "status", now.ended
         )
-        lost_before = {(where,): count for where, count in now.lost_before.items()}
-        yield _exact(
+        yield _by(
             "elkeid_ac_agents_lost_records_total",
             "Records that agents lost before they got here, estimated from their counters",
-            ("where",),
-            lost_before,
+            "where",
+            now.lost_before,
         )
         for name, text, value in (
             ("unidentified_total", "Streams of agents without an id", now.unidentified),
@@ -483,12 +434,12 @@ class AgentCenterMetrics(Collector):
             ("hands_changed_total", "Ids that went to another address", now.hands_changed),
             ("conflicts_total", "Claims to an id that lost", now.conflicts),
         ):
-            yield _exact(f"elkeid_ac_{name}", text, (), {(): value})
+            yield _total(f"elkeid_ac_{name}", text, value)
         for name, text, by_class in (
             ("elkeid_log_read_total", "Records read, by class", now.log_read),
             ("elkeid_log_appended_total", "Records appended, by class", now.log_appended),
         ):
-            yield _exact(name, text, ("class",), {(c,): n for c, n in by_class.items()})
+            yield _by(name, text, "class", by_class)
         yield _exact(
             "elkeid_log_dropped_total",
             "Records read and not kept",
@@ -500,11 +451,12 @@ class AgentCenterMetrics(Collector):
             ("elkeid_log_cap_bytes", "Bytes that the log may take", now.log_cap_bytes),
             ("elkeid_log_segments", "Segments of the log", now.log_segments),
         ):
-            sizes = {(c,): n for c, n in by_class.items()}
-            yield _exact(name, text, ("class",), sizes, "gauge")
-        lost = {(c,): n for c, n in now.log_lost_records.items()}
-        yield _exact(
-            "elkeid_log_lost_records_total", "Records lost at the log's end", ("class",), lost
+            yield _by(name, text, "class", by_class, "gauge")
+        yield _by(
+            "elkeid_log_lost_records_total",
+            "Records lost at the log's end",
+            "class",
+            now.log_lost_records,
         )
         yield _exact(
             "elkeid_log_failures_total",
@@ -522,12 +474,11 @@ class AgentCenterMetrics(Collector):
             left = {key: each[index] for key, each in now.log_backlogs.items()}
             yield _exact(f"elkeid_log_backlog_{name}", text, ("reader", "class"), left, "gauge")
         yield _gauge("elkeid_log_free_bytes", "Free on the log's volume", now.log_free_bytes)
-        expiry = {(name,): at for name, at in now.certificate_expiry.items()}
-        yield _exact(
+        yield _by(
             "elkeid_certificate_expiry_seconds",
             "End of validity, unix seconds",
-            ("file",),
-            expiry,
+            "file",
+            now.certificate_expiry,
             "gauge",
         )
 
@@ -554,25 +505,11 @@ class AdmissionFigures:
     listed: Mapping[str, int]  # entries by list
 
 
-class AdmissionMetrics(Collector):
-    """What the agents' door counts, read when it is shown.
+class AdmissionMetrics(FiguresCollector[AdmissionFigures]):
+    """What the agents' door counts, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], AdmissionFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: AdmissionFigures) -> Iterable[Metric]:
         """All families of the door."""
-        now = self._read()
         yield _gauge("elkeid_ac_port_open", "Whether agents find an open port", now.port_open)
         yield _gauge("elkeid_ac_connections", "Agents' connections", now.connections)
         for name, text, label, values, kind in (
@@ -588,8 +525,7 @@ class AdmissionMetrics(Collector):
             ),
             ("listed", "Entries of the lists of ids", "list", now.listed, "gauge"),
         ):
-            series = {(each,): count for each, count in values.items()}
-            yield _exact(f"elkeid_ac_{name}", text, (label,), series, kind)
+            yield _by(f"elkeid_ac_{name}", text, label, values, kind)
         for name, text, value in (
             ("memory_bytes", "Held of the budget of all streams", now.memory_bytes),
             ("memory_limit_bytes", "The budget of all streams", now.memory_limit_bytes),
@@ -604,61 +540,34 @@ class AdmissionMetrics(Collector):
             ("vanished_total", "Connections reset for their silence", now.vanished),
             ("turns_cut_total", "Reactor turns cut for their budget", now.turns_cut),
         ):
-            yield _exact(f"elkeid_ac_{name}", text, (), {(): value})
+            yield _total(f"elkeid_ac_{name}", text, value)
 
 
-class AgentMetrics(Collector):
-    """What each agent and plugin says of its load; names and labels as queries expect them.
+AgentGauges = Mapping[str, Mapping[tuple[str, str], float]]
+"""Gauge -> (agent id, name of the plugin or ``agent``) -> value."""
 
-    Args:
-        registry: where it is shown.
-        read: gauge -> (agent id, name of the plugin or ``agent``) -> value.
-    """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        read: Callable[[], Mapping[str, Mapping[tuple[str, str], float]]],
-    ) -> None:
-        self._read = read
-        registry.register(self)
+class AgentMetrics(FiguresCollector[AgentGauges]):
+    """What each agent and plugin says of its load; names and labels as queries expect them."""
 
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: AgentGauges) -> Iterable[Metric]:
         """One family for each gauge."""
-        for name, series in self._read().items():
+        for name, series in now.items():
             family = f"elkeid_ac_agent_{name}"
             text = f"{name} as agents report it"
             yield _exact(family, text, ("agent_id", "name"), series, "gauge")
 
 
-class LatenessMetrics(Collector):
-    """How late the reactor's timers are.
+Lateness = tuple[list[tuple[float, int]], float]
+"""Upper bounds in seconds with the number of ticks up to each; the sum of all, seconds."""
 
-    Args:
-        registry: where it is shown.
-        read: gives upper bounds in seconds with the number of ticks up to each, and the sum of
-            all lateness, seconds.
-    """
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        read: Callable[[], tuple[list[tuple[float, int]], float]],
-    ) -> None:
-        self._read = read
-        registry.register(self)
+class LatenessMetrics(FiguresCollector[Lateness]):
+    """How late the reactor's timers are."""
 
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers this name."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: Lateness) -> Iterable[Metric]:
         """One histogram."""
-        bounds, total = self._read()
+        bounds, total = now
         buckets = [(f"{bound:g}" if bound != inf else "+Inf", count) for bound, count in bounds]
         yield HistogramMetricFamily(
             "elkeid_reactor_lateness_seconds",
@@ -679,25 +588,11 @@ class TagFigures:
     waits: Mapping[str, int]  # by outcome: answered, failed, late, full
 
 
-class TagMetrics(Collector):
-    """What is counted of tags, read when it is shown.
+class TagMetrics(FiguresCollector[TagFigures]):
+    """What is counted of tags, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], TagFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: TagFigures) -> Iterable[Metric]:
         """All families of tags."""
-        now = self._read()
         for name, text, value in (
             ("known", "Agents whose tags are known", now.known),
             ("waiting", "Streams whose first batch waits for tags", now.waiting),
@@ -708,8 +603,7 @@ class TagMetrics(Collector):
             ("queries", "Queries for tags", now.queries),
             ("waits", "Streams that waited for tags, by what ended that", now.waits),
         ):
-            by_outcome = {(outcome,): count for outcome, count in counts.items()}
-            yield _exact(f"elkeid_ac_tags_{name}_total", text, ("outcome",), by_outcome)
+            yield _by(f"elkeid_ac_tags_{name}_total", text, "outcome", counts)
 
 
 @frozen(kw_only=True)
@@ -722,32 +616,16 @@ class UploadFigures:
     outcomes: Mapping[str, int]
 
 
-class UploadMetrics(Collector):
-    """What is counted of files that hosts bring, read when it is shown.
+class UploadMetrics(FiguresCollector[UploadFigures]):
+    """What is counted of files that hosts bring, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], UploadFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: UploadFigures) -> Iterable[Metric]:
         """All families of uploads."""
-        now = self._read()
         yield _gauge("elkeid_ac_uploads_active", "Files under way to the Manager", now.active)
         yield _gauge("elkeid_ac_uploads_held_bytes", "Bytes of these", now.held_bytes)
-        received = {(): now.received_bytes}
-        yield _exact("elkeid_ac_uploads_received_bytes_total", "Bytes of files", (), received)
-        outcomes = {(outcome,): count for outcome, count in now.outcomes.items()}
-        yield _exact(
-            "elkeid_ac_uploads_total", "Uploads by what became of them", ("outcome",), outcomes
+        yield _total("elkeid_ac_uploads_received_bytes_total", "Bytes of files", now.received_bytes)
+        yield _by(
+            "elkeid_ac_uploads_total", "Uploads by what became of them", "outcome", now.outcomes
         )
 
 
@@ -768,25 +646,11 @@ class ResultFigures:
     taken_late: int = 0  # since the start
 
 
-class ResultMetrics(Collector):
-    """What the outbox of task results counts, read when it is shown.
+class ResultMetrics(FiguresCollector[ResultFigures]):
+    """What the outbox of task results counts, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], ResultFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: ResultFigures) -> Iterable[Metric]:
         """All families of the outbox."""
-        now = self._read()
         for name, text, value in (
             ("waiting", "Task results that the Manager has not taken yet", now.waiting),
             ("bytes", "Bytes of task results on disk", now.bytes_on_disk),
@@ -807,7 +671,7 @@ class ResultMetrics(Collector):
             ("unreadable", "Task results whose body is empty or no Item", now.unreadable),
             ("shortened", "Task results too large to be sent whole", now.shortened),
         ):
-            yield _exact(f"elkeid_ac_results_{name}_total", text, (), {(): value})
+            yield _total(f"elkeid_ac_results_{name}_total", text, value)
 
 
 @frozen(kw_only=True)
@@ -834,25 +698,11 @@ class KafkaFigures:
     ack_sum: float
 
 
-class KafkaMetrics(Collector):
-    """What the bridge counts, read when it is shown.
+class KafkaMetrics(FiguresCollector[KafkaFigures]):
+    """What the bridge counts, read when it is shown."""
 
-    Args:
-        registry: where it is shown.
-        read: gives the figures of this moment.
-    """
-
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], KafkaFigures]) -> None:
-        self._read = read
-        registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """No name in advance: nothing else registers names of this prefix."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
+    def families(self, now: KafkaFigures) -> Iterable[Metric]:
         """All families of the bridge."""
-        now = self._read()
         for name, text, value in (
             ("connected", "Whether brokers are connected", float(now.connected)),
             ("partitions", "Partitions of the topic", now.partitions),
@@ -868,14 +718,13 @@ class KafkaMetrics(Collector):
             ("refusals", "Batches refused", "reason", now.refusals),
             ("repeats", "Events after which records may come twice", "cause", now.repeats),
         ):
-            values = {(key,): count for key, count in counts.items()}
-            yield _exact(f"elkeid_kafka_{name}_total", text, (label,), values)
+            yield _by(f"elkeid_kafka_{name}_total", text, label, counts)
         for name, text, count in (
             ("retries", "Batches sent again by the client", now.retries),
             ("batches", "Batches made", now.batches),
             ("bytes", "Bytes of batches", now.bytes),
         ):
-            yield _exact(f"elkeid_kafka_{name}_total", text, (), {(): count})
+            yield _total(f"elkeid_kafka_{name}_total", text, count)
         buckets, total = [], 0
         for bound, count in zip((*now.ack_bounds, float("inf")), now.ack_records, strict=True):
             total += count
@@ -890,6 +739,18 @@ class KafkaMetrics(Collector):
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(name, documentation, value=value)
+
+
+def _total(name: str, documentation: str, value: float) -> Metric:
+    return _exact(name, documentation, (), {(): value})
+
+
+def _by(
+    name: str, documentation: str, label: str, values: Mapping[str, float], kind: str = "unknown"
+) -> Metric:
+    """A family with one label: its value -> number."""
+    series = {(each,): value for each, value in values.items()}
+    return _exact(name, documentation, (label,), series, kind)
 
 
 def _exact(

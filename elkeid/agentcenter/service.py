@@ -119,7 +119,7 @@ class AgentCenterRole:
         self.gateway.follow(self.commands)
         self.registry = CollectorRegistry()
         AgentCenterMetrics(self.registry, self._figures)
-        GarbageMetrics(self.registry, pauses)
+        GarbageMetrics(self.registry, lambda: pauses)
         if settings.agentcenter.agent_metrics:
             per_agent = PerAgentMetrics(settings.agentcenter.agent_metrics)
             self.gateway.per_agent = per_agent
