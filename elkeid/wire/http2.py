@@ -20,8 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import lru_cache
-from typing import Final, cast
+from typing import Final
 
 import hpack
 from attrs import field, frozen
@@ -39,6 +38,7 @@ from elkeid.wire.http2_fields import (
     read_request,
 )
 from elkeid.wire.http2_frames import ErrorCode, Http2Error
+from elkeid.wire.http2_headers import HeaderDecoder
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -201,9 +201,9 @@ class Http2Server:
         "_block_frames",
         "_clock",
         "_closed",
-        "_decoder",
         "_greeted",
         "_half",
+        "_headers",
         "_held",
         "_highest",
         "_last_taken",
@@ -246,7 +246,7 @@ class Http2Server:
         # The header block under way: its stream, its flags, its fragments.
         self._block: tuple[int, int, bytearray] | None = None
         self._block_frames = 0
-        self._decoder: hpack.Decoder | None = None
+        self._headers: HeaderDecoder | None = None
         self._taken = 0  # bytes received since the connection's window was refilled
         self._half = limits.connection_window // 2
         self._stream_half = limits.stream_window // 2
@@ -384,7 +384,7 @@ class Http2Server:
         reason = str(error)
         self._write(h2.goaway_frame(self._highest, error.code, reason.encode()))
         self._streams = {}
-        self._held = self._block = self._left_stream = self._decoder = None
+        self._held = self._block = self._left_stream = self._headers = None
         events.append(ConnectionEnded(error.code, reason))
 
     def _read(self, data: bytes, events: list[Event]) -> None:
@@ -785,21 +785,16 @@ class Http2Server:
     def _decode(self, block: bytes) -> Fields:
         if len(block) > self._limits.header_bytes:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a header block too long")
-        decoder = self._decoder
-        if decoder is None:
-            decoder = self._decoder = hpack.Decoder(self._limits.header_bytes)
+        if self._headers is None:
+            self._headers = HeaderDecoder(self._limits.header_bytes)
         if _too_many_updates(block):
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, "table size updates without end")
         try:
-            fields = cast(Fields, decoder.decode(block, raw=True))
+            return self._headers.decode(block)
         except hpack.OversizedHeaderListError:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a header list too long") from None
         except hpack.HPACKError as error:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, f"header block: {error}") from error
-        entries = decoder.header_table.dynamic_entries
-        for index, entry in enumerate(entries):
-            entries[index] = _shared(entry)
-        return fields
 
     # --- ends of streams
 
@@ -989,9 +984,3 @@ def _too_many_updates(block: bytes) -> bool:
             more = block[at] >= 0x80
             at += 1
     return False
-
-
-@lru_cache(maxsize=512)
-def _shared(entry: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
-    """The first of all equal entries: agents send the same fields, so they share memory."""
-    return entry
