@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from elkeid.agentcenter.claims import Conflict, Replacement, Unidentified
 from elkeid.agentcenter.configs import ConfigState
 from elkeid.agentcenter.gateway import Gateway
-from elkeid.agentcenter.heartbeats import agent_info, plugin_info
+from elkeid.agentcenter.heartbeats import plugin_info
 from elkeid.agentcenter.table import Agent
 from elkeid.web.answers import CodeEnvelope, Enveloped, encode_json
 from elkeid.web.refusals import AuthenticationFailed, ParameterInvalid
@@ -58,16 +58,8 @@ class Nameless(msgspec.Struct):
 
 def status_of(agent: Agent) -> dict[str, Any]:
     """The status of one agent as ``/conn/stat`` shows it."""
-    info: dict[str, Any] = {}
-    if agent.heartbeat is not None and agent.header is not None:
-        info = agent_info(
-            agent.heartbeat,
-            agent.header,
-            agent_id=agent.agent_id,
-            agent_addr=agent.stream.peer_addr,
-            create_at=agent.created_at,
-            last_heartbeat_time=agent.heartbeat_at,
-        )
+    info = agent.info()
+    if info:
         info["config"] = (agent.config or ConfigState()).shown()
         info |= agent.stream.arrivals.shown()
     return {

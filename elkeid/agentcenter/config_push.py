@@ -31,7 +31,6 @@ from elkeid.agentcenter.configs import (
     State,
     config_of,
 )
-from elkeid.agentcenter.heartbeats import agent_info
 from elkeid.agentcenter.identity import DERIVED_PREFIX
 from elkeid.agentcenter.manager_client import ManagerAnswer, ManagerRefused
 from elkeid.agentcenter.table import Agent, AgentTable
@@ -296,19 +295,9 @@ class ConfigPush:
 
     async def _fetch(self, agent: Agent, state: ConfigState) -> None:
         version = state.version
-        assert agent.heartbeat is not None
-        assert agent.header is not None
-        detail = agent_info(
-            agent.heartbeat,
-            agent.header,
-            agent_id=agent.agent_id,
-            agent_addr=agent.stream.peer_addr,
-            create_at=agent.created_at,
-            last_heartbeat_time=agent.heartbeat_at,
-        )
         try:
             answer = await self._manager.post(
-                PATH, detail, seconds=FETCH_SECONDS, limit=ANSWER_BYTES
+                PATH, agent.info(), seconds=FETCH_SECONDS, limit=ANSWER_BYTES
             )
             config = self._judge(answer)
         except PeerError as error:

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
 from secrets import token_hex
-from typing import Protocol
+from typing import Any, Protocol
 
 from attrs import frozen
 
 from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.claims import Claims
 from elkeid.agentcenter.configs import ConfigState
+from elkeid.agentcenter.heartbeats import agent_info
 from elkeid.wire.rawdata import Header
 
 GONE_LIMIT = 100_000
@@ -75,6 +76,19 @@ class Agent:
         """Bytes of the heartbeats that are kept."""
         own = 0 if self.heartbeat is None else len(self.heartbeat)
         return own + sum(len(body) for body, _ in self.plugins.values())
+
+    def info(self) -> dict[str, Any]:
+        """The detail of its last heartbeat; empty before the first."""
+        if self.heartbeat is None or self.header is None:
+            return {}
+        return agent_info(
+            self.heartbeat,
+            self.header,
+            agent_id=self.agent_id,
+            agent_addr=self.stream.peer_addr,
+            create_at=self.created_at,
+            last_heartbeat_time=self.heartbeat_at,
+        )
 
 
 @frozen
