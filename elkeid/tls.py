@@ -46,9 +46,8 @@ class PeerNotAccepted(PeerError, SSL.Error):
         super().__init__([("elkeid", "", reason)])  # the form of an OpenSSL error queue
 
 
-@implementer(IOpenSSLServerConnectionCreator)
-class ServerOptions:
-    """Makes the TLS side of accepted connections.
+class _Options:
+    """Makes the TLS side of connections.
 
     Args:
         make: the context of all of them.
@@ -66,30 +65,23 @@ class ServerOptions:
         """Make the TLS state of one connection, without a socket."""
         return SSL.Connection(self._context, None)
 
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerOptions(_Options):
+    """Makes the TLS side of accepted connections."""
+
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLServerConnectionCreator`."""
         return self.connection()
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class ClientOptions:
-    """Makes the TLS side of dialled connections.
-
-    Args:
-        make: the context of all of them.
-        keys: what to make it from.
-    """
-
-    def __init__(self, make: _Make, keys: Keys) -> None:
-        self._make, self._context = make, make(keys)
-
-    def renew(self, keys: Keys) -> None:
-        """Make connections with other keys from now on; those there are stay as they are."""
-        self._context = self._make(keys)
+class ClientOptions(_Options):
+    """Makes the TLS side of dialled connections."""
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLClientConnectionCreator`."""
-        return SSL.Connection(self._context, None)
+        return self.connection()
 
 
 @implementer(IPolicyForHTTPS)
