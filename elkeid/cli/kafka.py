@@ -1,7 +1,6 @@
 """``elkeid kafka``: read back what went to Kafka."""
 
 import contextlib
-import os
 import sys
 from base64 import b64encode
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import click
 import msgspec
 
 from elkeid.cli import Invocation
-from elkeid.cli.log import record_line
+from elkeid.cli.log import record_line, while_read
 from elkeid.errors import OperatorError, WireError
 from elkeid.kafka.consumer import Consumer, Message
 from elkeid.wire.datatypes import CLASS_OF, RecordClass
@@ -53,12 +52,8 @@ def cat(obj: Invocation, follow: bool, group: str | None, raw: bool) -> None:
         raise OperatorError("kafka.brokers: not set; name the brokers in the settings")
     printer = Printer(sys.stdout.buffer, raw)
     consumer = Consumer(settings, group, printer.take)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            consumer.run(None if follow else consumer.end_offsets())
-    except BrokenPipeError:  # whoever read this has seen enough
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.buffer.fileno())
+    with while_read(sys.stdout.buffer), contextlib.suppress(KeyboardInterrupt):
+        consumer.run(None if follow else consumer.end_offsets())
     if printer.unreadable:
         click.echo(f"{printer.unreadable} messages are no MQData and were left out", err=True)
 

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
@@ -70,6 +70,7 @@ def cat(obj: Invocation, follow: bool, reader: str | None, raw: bool) -> None:
     out = sys.stdout.buffer
     try:
         with (
+            while_read(out),
             LogReader(directory, reader, kept=reader in settings.eventlog.readers) as source,
             contextlib.suppress(KeyboardInterrupt),
         ):
@@ -79,11 +80,18 @@ def cat(obj: Invocation, follow: bool, reader: str | None, raw: bool) -> None:
                 click.echo(
                     f"{printer.unreadable} records are no MQData and were left out", err=True
                 )
-    except BrokenPipeError:  # whoever read this has seen enough
-        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), out.fileno())  # or Python complains when it flushes
     except OSError as error:
         raise OperatorError(f"{error.filename or directory}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def while_read(out: IO[bytes]) -> Iterator[None]:
+    """Print to ``out`` until nobody reads it any more: whoever did has seen enough."""
+    try:
+        yield
+    except BrokenPipeError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), out.fileno())  # or Python complains when it flushes
 
 
 @log.command()

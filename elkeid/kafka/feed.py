@@ -327,20 +327,21 @@ class ClassFeed:
 
     def acknowledged(self, slot: Slot, now: float) -> Batch:
         """Count the slot's batch as delivered."""
-        batch = slot.batch
-        assert batch is not None
+        batch = self._emptied(slot)
         self.place.acknowledged += batch.records
-        slot.batch = None
         self._moved(slot, now)
         return batch
 
     def set_aside(self, slot: Slot, now: float) -> Batch:
         """Count the slot's batch as kept elsewhere."""
-        batch = slot.batch
-        assert batch is not None
+        batch = self._emptied(slot)
         self.place.set_aside += batch.records
-        slot.batch = None
         self._moved(slot, now)
+        return batch
+
+    def _emptied(self, slot: Slot) -> Batch:
+        batch, slot.batch = slot.batch, None
+        assert batch is not None
         return batch
 
     def unreadable(self, slot: Slot, now: float) -> int:
