@@ -155,7 +155,8 @@ def test_new_config_reaches_connected_hosts(tmp_path: Path) -> None:
         gateway = Gateway(keys, ports[1])
         manager = Manager(ports[3], (keys / "admin-password").read_text().strip())
         with fleet(tmp_path, "--agents", "3", "--spread", "0", "--rate", "0"):
-            eventually(lambda: len(gateway.configs()) == 3)
+            # Each shows a state from its first heartbeat on.
+            eventually(lambda: sum("state" in config for config in gateway.configs()) == 3)
             assert {config["state"] for config in gateway.configs()} == {"none"}
             manager._call(
                 "/agent/updateDefaultConfig",

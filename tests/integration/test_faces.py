@@ -16,7 +16,7 @@ from twisted.internet.protocol import Protocol
 
 from elkeid.errors import OperatorError
 from elkeid.key_making import make_keys
-from elkeid.keys import Keys
+from elkeid.keys import Keys, check_keys
 from elkeid.tls import HttpsPolicy, api_server_options, client_options
 from elkeid.web.client import Credentials, JsonClient, Unreachable, http_agent
 from elkeid.web.site import FaceLimits, FaceSite, listen
@@ -26,14 +26,7 @@ from ..web.sample import AK, SK, Sample
 pytestmark = pytest.mark.integration
 reactor: Any = global_reactor
 FILES = make_keys([], datetime.datetime.now(datetime.UTC))
-KEYS = Keys(
-    keys_dir=Path("keys"),
-    ca_cert=FILES["ca.crt"],
-    server_cert=FILES["server.crt"],
-    server_key=FILES["server.key"],
-    client_cert=FILES["client.crt"],
-    client_key=FILES["client.key"],
-)
+KEYS = check_keys(Path("keys"), FILES)
 
 
 class Served:

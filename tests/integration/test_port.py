@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from elkeid.agentcenter.sockets import AgentsPort
 from elkeid.agentcenter.watch import SocketWatch
 from elkeid.key_making import make_keys
-from elkeid.keys import Keys
+from elkeid.keys import check_keys
 from elkeid.tls import agent_listener_options
 from elkeid.tls_engine import ServerTls, TlsBuffers
 
@@ -26,14 +26,7 @@ from .servers import DEADLINE
 pytestmark = pytest.mark.integration
 reactor: Any = global_reactor
 FILES = make_keys([], datetime.datetime.now(datetime.UTC))
-KEYS = Keys(
-    keys_dir=Path("keys"),
-    ca_cert=FILES["ca.crt"],
-    server_cert=FILES["server.crt"],
-    server_key=FILES["server.key"],
-    client_cert=FILES["client.crt"],
-    client_key=FILES["client.key"],
-)
+KEYS = check_keys(Path("keys"), FILES)
 
 
 class Resetting(Protocol):
