@@ -3,7 +3,7 @@
 from attrs import frozen
 
 
-@frozen(kw_only=True)
+@frozen
 class Limit:
     """A bound on what a peer may cost.
 

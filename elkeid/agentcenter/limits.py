@@ -39,28 +39,8 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
     def setting(  # noqa: PLR0917 (a row of the table)
         name: str, unit: str, reason: str, answer: str, metric: str, test: str
     ) -> Limit:
-        return Limit(
-            name=f"agentcenter.{name}",
-            value=getattr(settings, name),
-            unit=unit,
-            reason=reason,
-            answer=answer,
-            metric=metric,
-            test=test,
-        )
-
-    def constant(  # noqa: PLR0917 (a row of the table)
-        name: str, value: float, unit: str, reason: str, answer: str, metric: str, test: str
-    ) -> Limit:
-        return Limit(
-            name=name,
-            value=value,
-            unit=unit,
-            reason=reason,
-            answer=answer,
-            metric=metric,
-            test=test,
-        )
+        value = getattr(settings, name)
+        return Limit(f"agentcenter.{name}", value, unit, reason, answer, metric, test)
 
     return [
         # --- connections
@@ -73,7 +53,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             STREAMS,
             "agentcenter/test_door.py::test_full_house_without_others_refuses_by_a_status",
         ),
-        constant(
+        Limit(
             "door.REFUSED_SHARE",
             door.REFUSED_SHARE,
             "of the limit for one more connection",
@@ -82,7 +62,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             TURNED_AWAY,
             "agentcenter/test_door.py::test_far_too_many_are_reset_even_without_others",
         ),
-        constant(
+        Limit(
             "door.STRANGERS",
             door.STRANGERS,
             "connections before their handshake",
@@ -91,7 +71,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             TURNED_AWAY,
             "agentcenter/test_door.py::test_silent_crowd_makes_room",
         ),
-        constant(
+        Limit(
             "sockets.BACKLOG",
             sockets.BACKLOG,
             "connections in the kernel",
@@ -100,7 +80,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_handshakes_pending",
             "integration/test_door.py::test_accepted_sockets_notice_vanished_hosts",
         ),
-        constant(
+        Limit(
             "handshakes.UNDER_WAY",
             handshakes.UNDER_WAY,
             "handshakes at once, but for slow ones",
@@ -125,7 +105,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             TURNED_AWAY,
             "agentcenter/test_door.py::test_connection_that_waits_too_long_is_reset",
         ),
-        constant(
+        Limit(
             "handshakes.SLOW_LIMIT",
             handshakes.SLOW_LIMIT,
             "handshakes that wait for their peers for over 0.25 s",
@@ -134,7 +114,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             TURNED_AWAY,
             "agentcenter/test_handshakes.py::test_stalled_handshakes_make_room_when_there_are_too_many",
         ),
-        constant(
+        Limit(
             "proxy.HEADER_BYTES",
             proxy.HEADER_BYTES,
             "bytes of a PROXY header",
@@ -143,7 +123,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             TURNED_AWAY,
             "wire/test_proxy.py::test_what_is_refused",
         ),
-        constant(
+        Limit(
             "watch.TURN_BYTES",
             watch.TURN_BYTES,
             "bytes read in a reactor turn",
@@ -152,7 +132,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_turns_cut_total",
             "agentcenter/test_tls_socket.py::test_budget_of_a_turn",
         ),
-        constant(
+        Limit(
             "watch.TURN_SECONDS",
             watch.TURN_SECONDS,
             "seconds of reading in a reactor turn",
@@ -161,7 +141,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_turns_cut_total",
             "agentcenter/test_tls_socket.py::test_time_of_a_turn",
         ),
-        constant(
+        Limit(
             "silence.ANSWER_SECONDS",
             silence.ANSWER_SECONDS,
             "seconds to answer a PING, after 60 s of silence",
@@ -203,7 +183,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_conflicts_total",
             "agentcenter/test_table.py::test_id_changes_hands_at_most_once_a_minute",
         ),
-        constant(
+        Limit(
             "identity.ID_BYTES",
             identity.ID_BYTES,
             "bytes of an agent id",
@@ -212,7 +192,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             STREAMS,
             "agentcenter/test_transfer.py::test_overlong_id_is_refused",
         ),
-        constant(
+        Limit(
             "identity.HEADER_BYTES",
             identity.HEADER_BYTES,
             "bytes of what a batch says of its host",
@@ -246,7 +226,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_memory_waits_total",
             "agentcenter/test_memory.py::test_connection_without_room_is_not_read",
         ),
-        constant(
+        Limit(
             "memory.GRACE_SECONDS",
             memory.GRACE_SECONDS,
             "seconds that room is safe while others wait",
@@ -263,7 +243,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             MESSAGES,
             "agentcenter/test_memory.py::test_half_message_has_a_deadline",
         ),
-        constant(
+        Limit(
             "rawdata.RECORD_LIMIT",
             rawdata.RECORD_LIMIT,
             "records of a message",
@@ -272,7 +252,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             STREAMS,
             "wire/test_rawdata.py::test_too_many_records_are_refused",
         ),
-        constant(
+        Limit(
             "compression.CHUNK_LIMIT",
             compression.CHUNK_LIMIT,
             "snappy chunks of a message",
@@ -338,7 +318,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             DROPPED,
             "agentcenter/test_intake.py::test_flood_of_logs_is_cut_and_counted",
         ),
-        constant(
+        Limit(
             "heartbeats.HEARTBEAT_BYTES",
             heartbeats.HEARTBEAT_BYTES,
             "bytes of a heartbeat",
@@ -347,7 +327,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_bad_heartbeats_total",
             "agentcenter/test_transfer.py::test_huge_heartbeat_is_kept_but_not_shown",
         ),
-        constant(
+        Limit(
             "heartbeats.AGENT_BYTES",
             heartbeats.AGENT_BYTES,
             "bytes of the last heartbeats of an agent and its plugins together",
@@ -356,7 +336,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_bad_heartbeats_total",
             "agentcenter/test_transfer.py::test_heartbeats_of_an_agent_are_bounded_together",
         ),
-        constant(
+        Limit(
             "heartbeats.PLUGIN_LIMIT",
             heartbeats.PLUGIN_LIMIT,
             "plugins of an agent",
@@ -366,7 +346,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "agentcenter/test_transfer.py::test_flood_of_heartbeats_is_not_worked_through",
         ),
         # --- HTTP/2
-        constant(
+        Limit(
             "ConnectionLimits.streams",
             wire.streams,
             "calls at once on a connection",
@@ -375,7 +355,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             ENDED,
             "wire/test_http2.py::test_too_many_streams",
         ),
-        constant(
+        Limit(
             "ConnectionLimits.header_bytes",
             wire.header_bytes,
             "bytes of a header list",
@@ -384,7 +364,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_connections",
             "wire/test_http2.py::test_header_list_too_long",
         ),
-        constant(
+        Limit(
             "ConnectionLimits.stream_window",
             wire.stream_window,
             "bytes sent ahead on a stream",
@@ -393,7 +373,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             ENDED,
             "wire/test_grpc.py::test_paused_call_beyond_its_window",
         ),
-        constant(
+        Limit(
             "http2.NUISANCE_BURST",
             http2.NUISANCE_BURST,
             "frames without use",
@@ -402,7 +382,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_connections",
             "wire/test_http2.py::test_useless_frames",
         ),
-        constant(
+        Limit(
             "http2.QUEUED_ANSWERS",
             http2.QUEUED_ANSWERS,
             "answers that a peer does not read",
@@ -412,7 +392,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "wire/test_http2.py::test_answers_that_are_not_read",
         ),
         # --- commands, tags, uploads, results
-        constant(
+        Limit(
             "command.COMMAND_BYTES",
             command.COMMAND_BYTES,
             "bytes of a Command",
@@ -421,7 +401,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_commands_total",
             "agentcenter/test_command_api.py::test_too_large",
         ),
-        constant(
+        Limit(
             "commands.QUEUE_BYTES",
             commands.QUEUE_BYTES,
             "bytes that wait for one agent",
@@ -430,7 +410,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_commands_total",
             "agentcenter/test_commands.py::test_queue_full_by_bytes",
         ),
-        constant(
+        Limit(
             "commands.TOTAL_BYTES",
             commands.TOTAL_BYTES,
             "bytes that wait for all agents",
@@ -439,7 +419,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_commands_waiting_bytes",
             "agentcenter/test_commands.py::test_all_queues_full",
         ),
-        constant(
+        Limit(
             "results.SHARES",
             results.SHARES,
             "agents' shares that make up results_cap_bytes",
@@ -448,7 +428,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_results_dropped_total",
             "agentcenter/test_results.py::test_one_agent_has_its_share",
         ),
-        constant(
+        Limit(
             "outbox.ITEM_BYTES",
             outbox.ITEM_BYTES,
             "bytes of a task result",
@@ -457,7 +437,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_results_shortened_total",
             "agentcenter/test_results.py::test_a_huge_result_is_shortened",
         ),
-        constant(
+        Limit(
             "kept_results.KEPT_ITEMS",
             kept_results.KEPT_ITEMS,
             "refused task results that are tried again beside new ones",
@@ -466,7 +446,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_results_kept_aside",
             "agentcenter/test_results.py::test_only_so_many_are_kept_aside",
         ),
-        constant(
+        Limit(
             "tags.KNOWN_LIMIT",
             tags.KNOWN_LIMIT,
             "agents whose tags are remembered",
@@ -475,7 +455,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_tags_known",
             "agentcenter/test_tags.py::test_agents_known_are_bounded",
         ),
-        constant(
+        Limit(
             "tags.TAGS_BYTES",
             tags.TAGS_BYTES,
             "bytes of one agent's tags",
@@ -484,7 +464,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_tags_known",
             "agentcenter/test_tags.py::test_forms_of_tags",
         ),
-        constant(
+        Limit(
             "tags.HELD_BYTES",
             tags.HELD_BYTES,
             "bytes of batches that wait for tags",
@@ -517,7 +497,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_active",
             "agentcenter/test_uploads.py::test_too_many_at_once",
         ),
-        constant(
+        Limit(
             "uploads.CHECK_LIMIT",
             uploads.CHECK_LIMIT,
             "files at once whose tokens nobody has confirmed yet",
@@ -526,7 +506,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_total",
             "agentcenter/test_uploads.py::test_unknown_tokens_at_once",
         ),
-        constant(
+        Limit(
             "uploads.UNKNOWN_RATE",
             uploads.UNKNOWN_RATE,
             "files a second and address whose tokens this gateway did not send, 64 at once",
@@ -535,7 +515,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_total",
             "agentcenter/test_uploads.py::test_guessed_tokens_of_one_address",
         ),
-        constant(
+        Limit(
             "uploads.PIECE_BYTES",
             uploads.PIECE_BYTES,
             "bytes of a piece of a file",
@@ -544,7 +524,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_total",
             "agentcenter/test_uploads.py::test_malformed_messages",
         ),
-        constant(
+        Limit(
             "uploads.QUEUE_BYTES",
             uploads.QUEUE_BYTES,
             "bytes of a file that wait for the disk",
@@ -553,7 +533,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_held_bytes",
             "agentcenter/test_uploads.py::test_a_slow_disk_pauses_the_host",
         ),
-        constant(
+        Limit(
             "upload_tokens.UNCONFIRMED_BURST",
             upload_tokens.UNCONFIRMED_BURST,
             "files whose tokens nobody can confirm, and one more a minute",
@@ -562,7 +542,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_total",
             "agentcenter/test_uploads.py::test_stock_managers_confirm_nothing",
         ),
-        constant(
+        Limit(
             "tokens.TOKEN_LIMIT",
             tokens.TOKEN_LIMIT,
             "upload tokens remembered",
@@ -571,7 +551,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_uploads_total",
             "agentcenter/test_tokens.py::test_tokens_are_bounded",
         ),
-        constant(
+        Limit(
             "log_limit.LINES_RATE",
             log_limit.LINES_RATE,
             f"log lines about peers a second, {log_limit.LINES_BURST} at once",
@@ -581,7 +561,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "project/test_log_limit.py::test_a_flood_is_cut_and_told",
         ),
         # --- the API
-        constant(
+        Limit(
             "claims.LIST_LIMIT",
             claims.LIST_LIMIT,
             "entries of each list of ids",
@@ -590,7 +570,7 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "elkeid_ac_listed",
             "agentcenter/test_claims.py::test_lists_are_bounded_and_the_latest_stay",
         ),
-        constant(
+        Limit(
             "replay.SEEN_LIMIT",
             replay.SEEN_LIMIT,
             "signed requests remembered",

@@ -121,5 +121,4 @@ def limits(settings: DiscoverySettings) -> list[Limit]:
             "discovery/test_api.py::test_large_bodies",
         ),
     ]
-    names = ("name", "value", "unit", "reason", "answer", "metric", "test")
-    return [Limit(**dict(zip(names, row, strict=True))) for row in rows]  # type: ignore[arg-type]
+    return [Limit(*row) for row in rows]

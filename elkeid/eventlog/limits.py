@@ -65,14 +65,6 @@ def limits(settings: EventLogSettings) -> list[Limit]:
         ),
     ]
     return [
-        Limit(
-            name=name,
-            value=value,
-            unit=unit,
-            reason=reason,
-            answer=answer,
-            metric=metric,
-            test=f"eventlog/{test}",
-        )
+        Limit(name, value, unit, reason, answer, metric, f"eventlog/{test}")
         for name, value, unit, reason, answer, metric, test in rows
     ]

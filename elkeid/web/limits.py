@@ -60,14 +60,6 @@ def limits() -> list[Limit]:
         ),
     ]
     return [
-        Limit(
-            name=name,
-            value=value,
-            unit=unit,
-            reason=reason,
-            answer=answer,
-            metric=ANSWERS,
-            test=f"web/test_site.py::{test}",
-        )
+        Limit(name, value, unit, reason, answer, ANSWERS, f"web/test_site.py::{test}")
         for name, value, unit, reason, answer, test in rows
     ]
