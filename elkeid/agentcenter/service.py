@@ -166,7 +166,7 @@ class AgentCenterRole:
         )
         self.gateway.know_tags(self.tags)
         self._upload_pool = ThreadPool(0, 2, name="uploads")  # deflating takes a whole thread
-        self._peer_http = self._http(https_policy(keys))
+        self._peer_http = self._http(self._peers_tls)
         self.uploads = Uploads(
             self.gateway,
             folder=settings.server.data_dir / "agent-uploads",
