@@ -1,39 +1,14 @@
 """``/api/v1/agent/getStatus``: agents as last reported."""
 
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.codes import DATABASE_ERROR
 from elkeid.manager.filter import EVERYTHING, FilterBody, Test, parse
+from elkeid.manager.pages import ModelPage, PageQuery, model_page
 from elkeid.manager.roles import EVERY_USER
 from elkeid.web.refusals import CodedRefusal
 from elkeid.web.routes import AuthKind, Call, Routes
-
-PAGE_LIMIT = 1 << 53  # a page number; beyond, it is no number for many clients
-
-
-class PageQuery(msgspec.Struct):
-    """Which page of a list; the order is that of agent ids, whatever is asked."""
-
-    page: Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT)] = 1
-    page_size: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 100
-    order_key: str = ""
-    order_value: int = 0
-
-
-class ModelPage(msgspec.Struct):
-    """One page of a list."""
-
-    total: int  # that match
-    count: int  # in this page
-    pages: int
-    page: int
-    page_size: int
-    has_prev: bool
-    has_next: bool
-    items: list[Any]
 
 
 class AgentRoutes:
@@ -76,6 +51,7 @@ class AgentRoutes:
         "/getStatus/filter",
         query=PageQuery,
         body=FilterBody | None,
+        reads=True,
         levels=EVERY_USER,
         answer=ModelPage,
         summary="List the agents that satisfy a filter",
@@ -85,16 +61,5 @@ class AgentRoutes:
         return await self._page(parse(call.body), call.query)
 
     async def _page(self, test: Test, asked: PageQuery) -> ModelPage:
-        size = asked.page_size
-        found = await self._agents.page(test, (asked.page - 1) * size, size)
-        pages = -(-found.total // size)
-        return ModelPage(
-            total=found.total,
-            count=len(found.items),
-            pages=pages,
-            page=asked.page,
-            page_size=size,
-            has_prev=asked.page > 1,
-            has_next=asked.page < pages,
-            items=found.items,
-        )
+        found = await self._agents.page(test, asked.offset, asked.page_size)
+        return model_page(asked, found.total, found.items)

@@ -77,8 +77,8 @@ class Route:
     ``answer`` is the type of ``data`` in a success, for documentation. ``levels`` are those of
     the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
     that a signed request without a nonce may come again as it is: it changes nothing the second
-    time, and stock clients send it so. The body of a ``spooled``
-    route is kept on disk, in `Call.spool`, and not decoded.
+    time, and stock clients send it so. ``reads`` says that a POST changes nothing: its body is
+    a filter. The body of a ``spooled`` route is kept on disk, in `Call.spool`, and not decoded.
     """
 
     method: str
@@ -92,7 +92,13 @@ class Route:
     answer: Any = None
     levels: frozenset[int] = frozenset()
     repeats: bool = False
+    reads: bool = False
     spooled: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether a call may change something."""
+        return self.method not in ("GET", "HEAD") and not self.reads
 
 
 class Routes:
@@ -120,6 +126,7 @@ class Routes:
         answer: Any = None,
         levels: frozenset[int] = frozenset(),
         repeats: bool = False,
+        reads: bool = False,
         spooled: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler under ``method`` and ``path``."""
@@ -138,6 +145,7 @@ class Routes:
                     answer=answer,
                     levels=levels,
                     repeats=repeats,
+                    reads=reads,
                     spooled=spooled,
                 )
             )
