@@ -1,6 +1,6 @@
 """Users' levels, what operators call them, and which levels may do what.
 
-Source: docs/protocol.md, "Manager API", "Users".
+Source: docs/protocol.md, "Manager API", "Users". A route that names no set is open to nobody.
 """
 
 ADMIN_LEVEL = 0
@@ -21,13 +21,39 @@ ROLES = {
 LEVELS = frozenset(ROLES.values())
 
 EVERY_USER = LEVELS
-"""What each user may do: see agents, manage the own password."""
+"""What each user may do: see agents and alarms, manage the own password."""
+
+ADMINS = frozenset({ADMIN_LEVEL})
+"""Who may see and change users, read the audit log, and fetch what holds secrets."""
 
 AGENT_WRITERS = frozenset({0, 1, 2})
-"""Who decides what hosts run."""
+"""Who decides what hosts run: configs, components and policies (reading these too), tags,
+tasks of every kind, quick ones included."""
 
 AGENT_READERS = frozenset({0, 1, 2, 3, 6, 7, 8})
-"""Who may see what hosts shall run."""
+"""Who may see hosts in detail, what they shall run, tasks and subtasks."""
+
+JOB_READERS = AGENT_READERS | {4}
+"""Who may see jobs: whoever sees the task, and the hub's writers, who always could."""
+
+APPROVERS = frozenset({0, 1})
+"""Who may be the second person that approves a task or an upload."""
+
+CLUSTER_WRITERS = frozenset({0, 1})
+"""Who may drain and reset AgentCenters."""
+
+CLUSTER_READERS = AGENT_READERS
+"""Who may see AgentCenters, their load and the ledger."""
+
+INGESTERS = frozenset({0, 1, 4})
+"""Who may bring alarms, assets, vulnerabilities and baselines: the hub, by an account of its own;
+whoever only reads could otherwise forge what others act upon."""
+
+ALARM_WRITERS = frozenset({0, 1, 2, 6, 8})
+"""Who may handle alarms, and change whitelists and notices."""
+
+RISK_WRITERS = frozenset({0, 1, 2, 7, 8})
+"""Who may handle vulnerabilities and baselines."""
 
 
 def level_of(role: str) -> int:
