@@ -16,6 +16,7 @@ setup(
     packages=[*find_packages(include=["elkeid", "elkeid.*"]), "twisted.plugins"],
     package_data={
         "elkeid": ["py.typed"],
+        "elkeid.web": ["api_page.html"],
         "elkeid.fleet": ["sample_events.jsonl"],
         "elkeid.manager": ["migrations/*.py", "migrations/versions/*.py", "migrations/*.mako"],
     },
@@ -48,6 +49,7 @@ setup(
             "hypothesis>=6.115",
             "treq>=24.9",
             "h2>=4.1,<5",
+            "schemathesis>=4.32,<5",
             "ruff==0.17.6",
             "mypy==2.4.1",
             "mypy-zope==1.0.17",

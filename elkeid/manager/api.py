@@ -1,6 +1,7 @@
 """The Manager's HTTP face put together."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from elkeid import __version__
 from elkeid.errors import StoreError
@@ -11,6 +12,7 @@ from elkeid.manager.codes import (
     DATABASE_ERROR,
     MESSAGES,
     PARAM_INVALID,
+    SUCCESS,
     UNKNOWN_ERROR,
 )
 from elkeid.manager.filter import FilterError
@@ -20,6 +22,7 @@ from elkeid.manager.uploads import UploadRefused
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
 from elkeid.web.api import Api, Authenticator, Group
+from elkeid.web.openapi import About
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.refusals import (
     AccessDenied,
@@ -47,6 +50,15 @@ ENVELOPE = CodeEnvelope(
 )
 
 PONG = {"commit": "", "build": "", "version": __version__, "ci": ""}
+
+ABOUT = About(
+    title="Elkeid Manager",
+    version=__version__,
+    description="Operators and consoles log in, and send their token in the header `token`. "
+    "AgentCenters sign their calls. JSON answers have an envelope: `code` 0 is success with "
+    "`data`; any other is a refusal, whatever the HTTP status, with its reason in `data`.",
+    codes={code: text for code, text in MESSAGES.items() if code != SUCCESS},
+)
 
 _UNCOUNTED = ("/ping", "/ready", "/metrics")
 
@@ -91,7 +103,13 @@ class ElsewhereRoutes:
         raise AccessDenied(self._where)
 
     for _method in ("GET", "POST", "PUT", "DELETE"):
-        routes.route(_method, "/<path:anything>", summary="Say where the API is")(_refuse)
+        routes.route(
+            _method,
+            "/<path:anything>",
+            answer=None,
+            also={403: dict[str, Any]},
+            summary="Say where the API is",
+        )(_refuse)
 
 
 def make_api(

@@ -65,6 +65,13 @@ class DefaultConfigEcho(msgspec.Struct):
     update_time: int
 
 
+class BesideConfig(msgspec.Struct):
+    """Beside ``data``: whether a config is stored, and how many hosts it is held back from."""
+
+    stored: bool
+    held_hosts: int
+
+
 class ConfigRoutes:
     """The default config.
 
@@ -91,6 +98,7 @@ class ConfigRoutes:
         "/getDefaultConfig",
         levels=AGENT_READERS,
         answer=list[dict[str, Any]],
+        beside=BesideConfig,
         summary="Show what every host shall run",
     )
     async def show(self, call: Call) -> object:

@@ -62,6 +62,18 @@ class TokenKnown(msgspec.Struct):
     known: bool
 
 
+class BesideResults(msgspec.Struct, omit_defaults=True):
+    """Beside ``data`` of a batch of results."""
+
+    refused: dict[str, int] = {}  # reason -> how many; absent if there are none
+
+
+class BesideConfig(msgspec.Struct, omit_defaults=True):
+    """Beside ``data`` of a config."""
+
+    allow_empty: bool = False  # true if the list is empty because an operator wants it so
+
+
 class HostDetail(msgspec.Struct):
     """What is read of a host's heartbeat when its config is asked for.
 
@@ -110,6 +122,8 @@ class InnerRoutes:
         "/v1/agent/updateSubTask",
         body=Annotated[list[Any], msgspec.Meta(max_length=RESULTS_PER_BATCH)],
         limit=RESULTS_BYTES,
+        answer=None,
+        beside=BesideResults,
         summary="Take results of tasks",
     )
     async def update_sub_task(self, call: Call[None, list[Any]]) -> object:
@@ -155,6 +169,7 @@ class InnerRoutes:
         "/v6/component/GetComponentInstances",
         body=HostDetail,
         answer=list[dict[str, Any]],
+        beside=BesideConfig,
         summary="Tell what a host shall run",
     )
     async def component_instances(self, call: Call[None, HostDetail]) -> object:

@@ -20,7 +20,7 @@ from elkeid.manager.access import Access
 from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
-from elkeid.manager.api import PONG, ElsewhereRoutes, TokenCheck, make_api
+from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_api import InnerRoutes
@@ -36,6 +36,7 @@ from elkeid.metrics import ManagerMetrics, SignedRequestMetrics
 from elkeid.tls import api_server_options, https_policy
 from elkeid.web.api import Api, Authenticator
 from elkeid.web.client import Credentials, JsonClient, http_agent
+from elkeid.web.documentation import DocumentationRoutes
 from elkeid.web.plain import Liveness
 from elkeid.web.routes import AuthKind
 from elkeid.web.site import FaceSite, listen
@@ -140,7 +141,9 @@ class ManagerRole:
             InnerRoutes(self.store, self.metrics, drops, wall),
             UploadRoutes(self.uploads, self.metrics),
         ]
+        documentation = DocumentationRoutes(ABOUT)
         groups = [
+            documentation,
             UserRoutes(self.access, self.metrics),
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
@@ -148,6 +151,7 @@ class ManagerRole:
             *inner,
         ]
         self.api = self._face(groups)
+        documentation.describe(self.api.routes)
         self.plain_api = self.api
         if not is_loopback(manager.listen) and not manager.plain_http:
             where = f"the API is served over TLS only, on port {manager.tls_port}"

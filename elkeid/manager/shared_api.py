@@ -68,6 +68,7 @@ class DownloadRoutes:
         "/Download/<string:name>",
         levels=EVERY_USER,
         answer=bytes,
+        media="application/octet-stream",
         summary="Download a file",
     )
     async def download(self, call: Call) -> object:

@@ -1,6 +1,6 @@
 """``/api/v1/user``: log in and out, who am I, change the own password."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -73,7 +73,9 @@ class UserRoutes:
         self._metrics.logins.labels("done").inc()
         return Token(token)
 
-    @routes.get("/logout", levels=EVERY_USER, summary="End the token that this request bears")
+    @routes.get(
+        "/logout", levels=EVERY_USER, answer=None, summary="End the token that this request bears"
+    )
     async def logout(self, call: Call) -> object:
         """The token is unknown from now on."""
         await self._access.logout(call.identity)
@@ -100,6 +102,7 @@ class UserRoutes:
         body=Credentials,
         limit=BODY_BYTES,
         levels=EVERY_USER,
+        answer=Literal["ok"],
         summary="Change the caller's password; the caller's other tokens end",
     )
     async def reset_password(self, call: Call[None, Credentials]) -> object:

@@ -64,12 +64,23 @@ class Liveness:
         self._problems, self._pong = problems, pong or {"message": "pong"}
         self._remarks = remarks
 
-    @routes.get("/ping", summary="Say that the process is alive", answer=dict[str, str])
+    @routes.get(
+        "/ping",
+        answer=dict[str, str],
+        enveloped=False,
+        summary="Say that the process is alive",
+    )
     async def ping(self, call: Call) -> object:
         """Answer at once."""
         return Answer(200, self._pong)
 
-    @routes.get("/ready", summary="Say whether the role can do its job", answer=Readiness)
+    @routes.get(
+        "/ready",
+        answer=Readiness,
+        enveloped=False,
+        also={503: Readiness},
+        summary="Say whether the role can do its job",
+    )
     async def ready(self, call: Call) -> object:
         """200, or 503 with the reasons."""
         reasons = list(self._problems())

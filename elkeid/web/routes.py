@@ -10,7 +10,8 @@ Validation, limits, authentication and documentation read the same `Route`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
+from types import MappingProxyType
 from typing import Any, Generic
 
 import msgspec
@@ -34,6 +35,15 @@ class AuthKind(StrEnum):
     NONE = "none"
     SIGNED = "signed"  # AK/SK
     TOKEN = "token"  # noqa: S105 - the name of a kind
+
+
+class Undeclared(Enum):
+    """Says that a route does not tell what it answers."""
+
+    UNDECLARED = "undeclared"
+
+
+UNDECLARED = Undeclared.UNDECLARED
 
 
 @define
@@ -74,7 +84,10 @@ class Route:
 
     ``path`` is in Klein's syntax (``/shared/Download/<string:name>``), whole, and without a
     trailing slash: both spellings are served. ``limit`` is the largest body in bytes.
-    ``answer`` is the type of ``data`` in a success, for documentation. ``levels`` are those of
+    ``answer`` is the type of ``data`` in a success, None for null, and ``beside`` a struct of
+    what stands beside ``data``. A route that is not ``enveloped`` answers exactly its ``answer``;
+    one of another ``media`` type answers that, or a refusal in JSON. ``also`` are types of
+    answers with other HTTP statuses. All of these are for documentation. ``levels`` are those of
     the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
     that a signed request without a nonce may come again as it is: it changes nothing the second
     time, and stock clients send it so. ``reads`` says that a POST changes nothing: its body is
@@ -89,7 +102,11 @@ class Route:
     query: QuerySchema | None = None
     body: BodySchema | None = None
     limit: int = BODY_LIMIT
-    answer: Any = None
+    answer: Any = UNDECLARED
+    beside: type[msgspec.Struct] | None = None
+    enveloped: bool = True
+    media: str = "application/json"
+    also: Mapping[int, Any] = Factory(dict)
     levels: frozenset[int] = frozenset()
     repeats: bool = False
     reads: bool = False
@@ -123,7 +140,11 @@ class Routes:
         query: type[msgspec.Struct] | None = None,
         body: Any = None,
         limit: int = BODY_LIMIT,
-        answer: Any = None,
+        answer: Any = UNDECLARED,
+        beside: type[msgspec.Struct] | None = None,
+        enveloped: bool = True,
+        media: str = "application/json",
+        also: Mapping[int, Any] = MappingProxyType({}),
         levels: frozenset[int] = frozenset(),
         repeats: bool = False,
         reads: bool = False,
@@ -143,6 +164,10 @@ class Routes:
                     body=None if body is None else BodySchema(body),
                     limit=limit,
                     answer=answer,
+                    beside=beside,
+                    enveloped=enveloped,
+                    media=media,
+                    also=also,
                     levels=levels,
                     repeats=repeats,
                     reads=reads,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import msgspec
@@ -34,6 +34,7 @@ from elkeid.web.signed import SignatureCheck
 from elkeid.web.site import FaceSite
 from tests.web.memory import NOW, MemoryNetwork
 
+from .contract import contract_of
 from .stores import migrated
 
 AK, SK = "test_access_key", "test-secret-key-0123456789"
@@ -300,7 +301,7 @@ class Deployment:
         token: str | None = None,
         content_type: str | None = "application/json",
     ) -> Got:
-        """One request to the Manager's plain port."""
+        """One request to the Manager's plain port; the answer must be as documented."""
         headers = Headers()
         if token is not None:
             headers.addRawHeader("token", token)
@@ -308,9 +309,13 @@ class Deployment:
             headers.addRawHeader("content-type", content_type)
         payload = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
         port = self.settings.manager.port
-        return self.network.run(
+        got = self.network.run(
             self._exchange(method, f"http://127.0.0.1:{port}{path}", headers, payload)
         )
+        api = cast(FaceSite, self.network.ports[port]).api
+        kind = got.headers.get("content-type", "")
+        contract_of(api).check(api, method, path, status=got.status, kind=kind, body=got.text)
+        return got
 
     async def _exchange(self, method: str, url: str, headers: Headers, body: bytes | None) -> Got:
         producer = None if body is None else _Whole(body)
