@@ -17,7 +17,6 @@ from elkeid.agentcenter.config_store import ConfigStore
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.last_configs import LastConfigRoutes, LastConfigs, Peers
 from elkeid.agentcenter.manager_client import ManagerClient
-from elkeid.agentcenter.refresh_api import RefreshRoutes
 from elkeid.metrics import ConfigFigures
 from elkeid.web.client import JsonClient
 
@@ -72,7 +71,7 @@ class ConfigParts:
             trust_empty=gateway.settings.trust_empty_config,
         )
         gateway.follow(self.push)
-        self.routes = (LastConfigRoutes(self._store), RefreshRoutes(self.push.refresh))
+        self.routes = (LastConfigRoutes(self._store),)
 
     def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:
         return deferToThreadPool(self._reactor, self._pool, function, *args)

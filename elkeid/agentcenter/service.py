@@ -28,6 +28,7 @@ from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours, reaches
 from elkeid.agentcenter.per_agent import PerAgentMetrics
+from elkeid.agentcenter.refresh_api import RefreshRoutes
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
 from elkeid.agentcenter.siblings import Siblings
@@ -288,6 +289,7 @@ class AgentCenterRole:
                 ConnectionRoutes(self.gateway, self._reactor, self.event_log.ledger),
                 CommandRoutes(self.commands, self.gateway.tokens, self.configs.push.commanded),
                 *self.configs.routes,
+                RefreshRoutes(self.configs.push.refresh, self.tags.refresh),
                 UploadTokenRoutes(self.gateway.tokens),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 *([] if self._siblings is None else [self._siblings]),

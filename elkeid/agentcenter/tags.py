@@ -233,6 +233,16 @@ class TagBook:
         spread = random.uniform(0, REFRESH_SPREAD_SECONDS)  # noqa: S311 - gateways part ways
         self._after("refresh", REFRESH_SECONDS + spread, self._refresh)
 
+    def refresh(self, agent_ids: Iterable[str] | None) -> int:
+        """Ask for these agents, or all; return how many of them are connected."""
+        if agent_ids is None:
+            wanted = list(self._holders)
+        else:
+            wanted = [each for each in dict.fromkeys(agent_ids) if each in self._holders]
+        for agent_id in wanted:
+            self._ask(agent_id, urgent=False)
+        return len(wanted)
+
     def _after(self, name: str, seconds: float, call: Any) -> None:
         """Have ``call`` made later, unless that is planned."""
         if not self._open or name in self._timers:

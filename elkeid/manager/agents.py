@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from elkeid.manager.documents import AgentReport, MalformedItem, Source, agent_report
-from elkeid.manager.filter import EVERYTHING, Test
+from elkeid.manager.filter import EVERYTHING, Every, Orders, Path, Test
 from elkeid.manager.store.agents import (
     Applied,
     Page,
@@ -43,19 +43,32 @@ class AgentStatus:
         await self._store.write(forget_connections)
         self.total = await self._store.read(count_agents)
 
-    def _fresh_since(self) -> float:
+    @property
+    def fresh_since(self) -> float:
+        """Unix seconds; an agent whose last heartbeat is older is offline."""
         return self._wall() - self._offline_seconds
 
     async def page(self, test: Test, offset: int, limit: int) -> Page:
         """A page of the agents that satisfy a test, by id; see `page_of_agents`."""
         total = self.total if test == EVERYTHING else None
         return await self._store.read(
-            page_of_agents, test, offset, limit, self._fresh_since(), total=total
+            page_of_agents, test, offset, limit, self.fresh_since, total=total
         )
+
+    async def following(self, test: Test, after: str, limit: int) -> list[msgspec.Raw]:
+        """The next agents that satisfy a test, by id, from one id on; `after` is not among them.
+
+        However far one goes, each step costs the same.
+        """
+        later = Every((test, Orders(Path(("agent_id",)), ">", after)))
+        page = await self._store.read(
+            page_of_agents, later, 0, limit, self.fresh_since, total=limit
+        )
+        return page.items
 
     async def find(self, agent_id: str) -> msgspec.Raw | None:
         """One agent's document."""
-        return await self._store.read(find_agent, agent_id, self._fresh_since())
+        return await self._store.read(find_agent, agent_id, self.fresh_since)
 
     async def apply(
         self, source: Source, items: Sequence[msgspec.Raw], skew: float

@@ -16,8 +16,10 @@ from elkeid.manager.codes import (
     UNKNOWN_ERROR,
 )
 from elkeid.manager.filter import FilterError
+from elkeid.manager.hosts import TooManyHosts
 from elkeid.manager.shared_api import refusal_of
 from elkeid.manager.store.store import StoreBusy
+from elkeid.manager.tag_api import refusal_of as too_many_refusal
 from elkeid.manager.uploads import UploadRefused
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
@@ -141,6 +143,7 @@ def make_api(
         {
             LoginRefused: lambda error: CodedRefusal(AUTH_FAILED, str(error)),
             UploadRefused: refusal_of,
+            TooManyHosts: too_many_refusal,
             FilterError: lambda error: ParameterInvalid(str(error)),
             StoreBusy: lambda error: Busy(str(error)),
             StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),

@@ -10,6 +10,7 @@ DATABASE_ERROR = 3
 PARAM_INVALID = 5
 BUSY = 7
 UNKNOWN_ERROR = 10
+EXCEED_LIMIT = 15
 
 MESSAGES = {
     SUCCESS: "success",
@@ -27,7 +28,7 @@ MESSAGES = {
     12: "all remote instance failed",
     13: "PROJECT ID REPECT",
     14: "SOME FIELD IS NUL",
-    15: "",
+    EXCEED_LIMIT: "",
     16: "sso error",
     17: "otp required",
     18: "password has not been updated for a long time",

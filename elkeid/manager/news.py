@@ -1,9 +1,9 @@
-"""Telling gateways that configs changed, so that connected hosts need not come anew to get them.
+"""Telling gateways that something changed, so that they need not find out by themselves.
 
-Source: docs/protocol.md, "Configs".
+Source: docs/protocol.md, "Configs" and "Tags".
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -16,7 +16,8 @@ from elkeid.manager.acpoll import Instance
 from elkeid.manager.documents import Source
 from elkeid.web.client import AnswerInvalid, CallFailed, Reply
 
-PATH: Final = "/config/refresh"
+CONFIG_PATH: Final = "/config/refresh"
+TAGS_PATH: Final = "/tags/refresh"
 
 CALL_SECONDS: Final = 5.0
 
@@ -27,7 +28,10 @@ TRIES: Final = 30
 """For one gateway, some 13 minutes; ServiceDiscovery forgets a dead one sooner."""
 
 NO_ROUTE: Final = 404
-"""Gateways of upstream have no such route: their hosts are told when they connect next."""
+"""Gateways of upstream have no such routes: they ask at their own pace."""
+
+IDS_LIMIT: Final = 5_000
+"""Hosts named in one call; news of more concern every host."""
 
 
 class Http(Protocol):
@@ -37,37 +41,50 @@ class Http(Protocol):
         """POST JSON."""
 
 
-class ConfigNews:
+class _Untold:
+    """What a gateway has not heard yet: some ids, or that everybody is concerned."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] | None = set()
+
+    def add(self, ids: Collection[str] | None) -> None:
+        if ids is None or self.ids is None or len(self.ids) + len(ids) > IDS_LIMIT:
+            self.ids = None
+        else:
+            self.ids.update(ids)
+
+
+class News:
     """Tells every listed gateway, each on its own, until it has heard.
 
     Args:
         clock: for pauses.
         http: signs, and verifies the gateways' certificates.
+        path: where gateways hear of it.
     """
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, http: Http) -> None:
-        self._clock, self._http = clock, http
+    def __init__(self, clock: IReactorTime, http: Http, path: str) -> None:
+        self._clock, self._http, self._path = clock, http, path
         self._listed: set[str] = set()
         self._telling: dict[str, Deferred[None]] = {}
-        self._again: set[str] = set()  # something changed while these were being told
+        self._untold: dict[str, _Untold] = {}
 
     def changed(self, instances: Iterable[Instance]) -> None:
-        """Take note of the gateways that there are; hosts of new ones ask anyway."""
+        """Take note of the gateways that there are; new ones ask by themselves."""
         self._listed = {str(Source(each.ip, each.port)) for each in instances}
 
-    def announce(self) -> None:
-        """Configs changed: tell every gateway."""
+    def announce(self, agent_ids: Collection[str] | None = None) -> None:
+        """Something changed for these hosts, or for all: tell every gateway."""
         for gateway in self._listed:
-            if gateway in self._telling:
-                self._again.add(gateway)
-            else:
+            self._untold.setdefault(gateway, _Untold()).add(agent_ids)
+            if gateway not in self._telling:
                 self._begin(gateway)
 
     def stop(self) -> None:
         """Tell nobody any more."""
-        self._again.clear()
+        self._untold.clear()
         for telling in list(self._telling.values()):
             telling.cancel()
 
@@ -78,30 +95,34 @@ class ConfigNews:
     def _told(self, result: object, gateway: str) -> None:
         self._telling.pop(gateway, None)
         if isinstance(result, Failure):
+            self._untold.pop(gateway, None)
             if not result.check(CancelledError):
                 self.log.failure("telling {ac} failed", result, ac=gateway)
-        elif gateway in self._again:
-            self._again.discard(gateway)
+        elif gateway in self._untold:
             self._begin(gateway)
 
     async def _tell(self, gateway: str) -> None:
+        """Tell what is untold now; what comes meanwhile is told after it."""
         pause, most = PAUSES
         await deferLater(self._clock, 0)  # whoever announces goes on first
         for _ in range(TRIES):
-            if gateway not in self._listed:
+            untold = self._untold.pop(gateway, None)
+            if untold is None or gateway not in self._listed:
                 return
-            self._again.discard(gateway)
+            ids = None if untold.ids is None else sorted(untold.ids)
             try:
                 reply = await self._http.post(
-                    f"https://{gateway}{PATH}", {"agent_ids": None}, seconds=CALL_SECONDS
+                    f"https://{gateway}{self._path}", {"agent_ids": ids}, seconds=CALL_SECONDS
                 )
                 if reply.status == NO_ROUTE:
                     return
                 if reply.status != 200:
                     raise AnswerInvalid(f"HTTP {reply.status}: {reply.excerpt()}")
             except CallFailed as error:
-                self.log.warn("{ac} does not hear of new configs: {e}", ac=gateway, e=error)
+                self._untold.setdefault(gateway, _Untold()).add(ids)
+                self.log.warn("{ac}{path} is not told: {e}", ac=gateway, path=self._path, e=error)
                 await deferLater(self._clock, pause)
                 pause = min(most, 2 * pause)
             else:
                 return
+        self._untold.pop(gateway, None)

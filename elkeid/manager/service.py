@@ -23,13 +23,16 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
+from elkeid.manager.host_api import HostRoutes
+from elkeid.manager.hosts import Hosts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
-from elkeid.manager.news import ConfigNews
+from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.engine import Database, default_url
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
+from elkeid.manager.tag_api import TagRoutes
 from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
 from elkeid.metrics import ManagerMetrics, SignedRequestMetrics
@@ -112,7 +115,9 @@ class ManagerRole:
         ac_http = JsonClient(
             reactor, ac_agent or http_agent(reactor, self._ac_tls), wall, credentials
         )
-        self.news = ConfigNews(reactor, ac_http)
+        self.news = News(reactor, ac_http, CONFIG_PATH)
+        self.tag_news = News(reactor, ac_http, TAGS_PATH)
+        hosts = Hosts(self.agents, self.store, self.tag_news)
         self.polls = AcPoll(
             reactor,
             ac_http,
@@ -148,6 +153,8 @@ class ManagerRole:
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             DownloadRoutes(self.uploads),
+            TagRoutes(hosts, self.store),
+            HostRoutes(self.agents, threads, wall),
             *inner,
         ]
         self.api = self._face(groups)
@@ -193,6 +200,7 @@ class ManagerRole:
     def _gateways_changed(self, records: list[Record]) -> None:
         self.polls.changed(records)
         self.news.changed(records)
+        self.tag_news.changed(records)
 
     def renew_keys(self, keys: Keys) -> None:
         """Shake hands with these from now on; connections go on."""
@@ -213,7 +221,12 @@ class ManagerRole:
         for site in self._sites:
             site.close()
         await stop_each(
-            self.log, self.news.stop, self.polls.stop, self.access.stop, self.store.close
+            self.log,
+            self.news.stop,
+            self.tag_news.stop,
+            self.polls.stop,
+            self.access.stop,
+            self.store.close,
         )
         if self._pool is not None and self._pool.started:
             self._pool.stop()  # its threads have nothing left to do

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -413,23 +414,27 @@ class LastConfigsTests(SynchronousTestCase):
 
 
 class RefreshTests(SynchronousTestCase):
-    """``POST /config/refresh``."""
+    """``POST /config/refresh`` and ``/tags/refresh``."""
 
     def test_asked(self) -> None:
         """Some or all; all must be said."""
-        asked: list[list[str] | None] = []
+        for what in ("config", "tags"):
+            asked: dict[str, list[list[str] | None]] = {"config": [], "tags": []}
 
-        def refresh(ids: Any) -> int:
-            asked.append(ids)
-            return 7
+            def refresh(kind: str, ids: Any, asked: Any = asked) -> int:
+                asked[kind].append(ids)
+                return 7
 
-        face = Face([RefreshRoutes(refresh)], Clock())
-        for body in ({"agent_ids": ["a1"]}, {"agent_ids": None}, {"agent_ids": []}):
-            status, answer = face.ask("POST", "/config/refresh", body)
-            self.assertEqual((status, answer["code"], answer["data"]), (200, 0, {"count": 7}))
-        self.assertEqual(asked, [["a1"], None, []])
-        for bad in ({}, {"agent_ids": "a1"}, {"agent_ids": [1]}):
-            status, answer = face.ask("POST", "/config/refresh", bad)
-            self.assertEqual((status, answer["code"]), (400, 2))
-        status, _ = face.ask("POST", "/config/refresh", {"agent_ids": None}, signed=False)
-        self.assertEqual((status, len(asked)), (403, 3))
+            routes = RefreshRoutes(partial(refresh, "config"), partial(refresh, "tags"))
+            face = Face([routes], Clock())
+            path = f"/{what}/refresh"
+            for body in ({"agent_ids": ["a1"]}, {"agent_ids": None}, {"agent_ids": []}):
+                status, answer = face.ask("POST", path, body)
+                self.assertEqual((status, answer["code"], answer["data"]), (200, 0, {"count": 7}))
+            for bad in ({}, {"agent_ids": "a1"}, {"agent_ids": [1]}):
+                status, answer = face.ask("POST", path, bad)
+                self.assertEqual((status, answer["code"]), (400, 2))
+            status, _ = face.ask("POST", path, {"agent_ids": None}, signed=False)
+            self.assertEqual(status, 403)
+            told = {"config": [], "tags": []} | {what: [["a1"], None, []]}
+            self.assertEqual(asked, told)

@@ -216,6 +216,21 @@ class TagTests(SynchronousTestCase):
         host.send(stream, batch("a1", 60))
         self.assertEqual(site.stored()[-1], (60, ["new"]))
 
+    def test_told_of_a_change(self) -> None:
+        """Tags that changed are asked for when the Manager says so, of who is connected."""
+        site = self.site()
+        host = Host(site.gateway)
+        host.send(host.open(), batch("a1", 59))
+        site.clock.advance(0.1)
+        site.manager.asked.clear()
+        site.tags["a1"] = "t3"
+        self.assertEqual(site.book.refresh(["nobody"]), 0)
+        self.assertEqual(site.book.refresh(["a1", "nobody", "a1"]), 1)
+        site.clock.advance(0.02)
+        self.assertEqual(site.asked(), [["a1"]])
+        self.assertEqual(site.book.tags_of("a1"), b"t3")
+        self.assertEqual(site.book.refresh(None), 1)
+
     def test_an_older_answer_changes_nothing(self) -> None:
         """Of two answers that cross, the one asked for later counts."""
         site = self.site()

@@ -118,6 +118,12 @@ class Since(msgspec.Struct):
     since: str = ""
 
 
+class Concerned(msgspec.Struct):
+    """Body of ``/tags/refresh``."""
+
+    agent_ids: list[str] | None
+
+
 class ScriptedAc:
     """An AgentCenter's HTTP API whose answers tests choose.
 
@@ -134,6 +140,7 @@ class ScriptedAc:
         self.slow = False
         self.ahead = 0
         self.asked: list[str] = []  # cursors
+        self.refreshed: list[list[str] | None] = []  # whose tags changed
         self._run, self._change = 1, 0
         self._changed: dict[str, int] = {}
         self._gone: dict[str, int] = {}
@@ -180,6 +187,12 @@ class ScriptedAc:
                 "cursor": f"{self._run}-{self._change}",
             },
         )
+
+    @routes.post("/tags/refresh", body=Concerned, summary="as told")
+    async def tags(self, call: Call[None, Concerned]) -> object:
+        """Remember whose."""
+        self.refreshed.append(call.body.agent_ids)
+        return {"count": 0}
 
     def beat(self, agent_id: str, seen: int | None = None, **info: Any) -> None:
         """An agent connects, or says something new."""

@@ -6,6 +6,7 @@ import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager.drops import DropGuard
+from elkeid.manager.hosts import adding, removing
 from elkeid.manager.store import results, tags
 from elkeid.web.client import Credentials, Reply
 from elkeid.wire.signature import sign
@@ -155,14 +156,15 @@ class TagTests(_Case):
             ac.beat(agent_id)
         self.deployment.network.advance(3)
         for tag in ("web", "eu"):
-            self.run_(self.store.write(tags.add_tag, ["a1", "nobody"], tag))
+            self.run_(self.store.write(tags.retag, ["a1", "nobody"], adding([tag])))
         rest = {"psm_name": "", "psm_path": "", "enhanced": "false"}
         data = self.ask(INFO, {"id_list": ["a1", "a2", "nobody", "a1"]})["data"]
         self.assertEqual(data, {"a1": {"tags": "eu,web", **rest}, "a2": {"tags": "", **rest}})
         token = self.deployment.login()
         self.assertEqual(self.deployment.agent(token, "a1")["tags"], ["eu", "web"])
-        self.assertEqual(self.run_(self.store.write(tags.add_tag, ["a1"], "web")), 0)
-        self.assertEqual(self.run_(self.store.write(tags.remove_tag, ["a1", "a2"], "web")), 1)
+        again = self.run_(self.store.write(tags.retag, ["a1"], adding(["web"])))
+        gone = self.run_(self.store.write(tags.retag, ["a1", "a2"], removing(["web"])))
+        self.assertEqual((again.changed, gone.changed), (0, 1))
         self.assertEqual(self.deployment.agent(token, "a1")["tags"], ["eu"])
         ac.beat("a1")
         self.deployment.network.advance(3)

@@ -1,10 +1,10 @@
-"""Gateways are told of new configs, each until it has heard."""
+"""Gateways are told of news, each until it has heard."""
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.manager.news import TRIES, ConfigNews
+from elkeid.manager.news import CONFIG_PATH, IDS_LIMIT, TRIES, News
 from elkeid.web.client import CallFailed, Reply, Unreachable
 
 
@@ -21,10 +21,11 @@ class Gateways:
     def __init__(self) -> None:
         self.answers: dict[str, Reply | CallFailed | Deferred[Reply]] = {}
         self.told: list[str] = []
+        self.bodies: list[object] = []
 
     async def post(self, url: str, body: object, *, seconds: float) -> Reply:
         assert url.endswith("/config/refresh")
-        assert body == {"agent_ids": None}
+        self.bodies.append(body)
         name = url.split("/")[2]
         self.told.append(name)
         answer = self.answers.get(name, Reply(200, b'{"code":0}', None))
@@ -34,11 +35,11 @@ class Gateways:
 
 
 class NewsTests(SynchronousTestCase):
-    """`ConfigNews`."""
+    """`News`."""
 
     def setUp(self) -> None:
         self.clock, self.gateways = Clock(), Gateways()
-        self.news = ConfigNews(self.clock, self.gateways)
+        self.news = News(self.clock, self.gateways, CONFIG_PATH)
         self.news.changed([At("10.0.0.1"), At("fd00::2")])
 
     def tearDown(self) -> None:
@@ -100,6 +101,22 @@ class NewsTests(SynchronousTestCase):
         self.gateways.answers.clear()
         self.advance(10)
         self.assertEqual(self.gateways.told.count("10.0.0.1:6752"), 2)
+
+    def test_named_hosts(self) -> None:
+        """Few hosts are named, those that wait together; many are everybody."""
+        self.news.changed([At("10.0.0.1")])
+        self.gateways.answers["10.0.0.1:6752"] = Unreachable("down")
+        self.news.announce(["b"])
+        self.advance(0.5)
+        self.gateways.answers.clear()
+        self.news.announce(["a", "b"])
+        self.advance(5)
+        self.news.announce([str(number) for number in range(IDS_LIMIT + 1)])
+        self.advance(5)
+        self.assertEqual(
+            self.gateways.bodies,
+            [{"agent_ids": ["b"]}, {"agent_ids": ["a", "b"]}, {"agent_ids": None}],
+        )
 
     def test_stop(self) -> None:
         """A stop ends what is under way."""

@@ -4,15 +4,36 @@ A tag stands twice: as a row, to be found by, and in the agent's document, which
 Both change in one transaction.
 """
 
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Self
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from attrs import define
+from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
 
 from elkeid.manager.documents import text_of
 from elkeid.manager.store.agents import IDS_PER_STATEMENT
 from elkeid.manager.store.schema import agent, agent_detail, agent_tag
+
+TAGS_PER_HOST = 32
+"""Tags of one host: gateways write at most 4 KiB of them into every batch of records."""
+
+PAIRS_PER_STATEMENT = 100
+"""Pairs of agent and tag in one statement: SQLite nests conditions at most 1,000 deep."""
+
+
+@define
+class Retagged:
+    """What became of a change of tags."""
+
+    changed: int = 0  # hosts
+    full: int = 0  # hosts that would have had more than `TAGS_PER_HOST`; they stay as they are
+
+    def __iadd__(self, other: Self) -> Self:
+        """Sum up."""
+        self.changed += other.changed
+        self.full += other.full
+        return self
 
 
 def tags_of(connection: Connection, ids: Collection[str]) -> dict[str, list[str]]:
@@ -31,34 +52,66 @@ def tags_of(connection: Connection, ids: Collection[str]) -> dict[str, list[str]
     return found
 
 
-def add_tag(connection: Connection, ids: Collection[str], tag: str) -> int:
-    """Give a tag to agents; those that have it, and those never reported, stay as they are.
+def all_tags(connection: Connection) -> list[str]:
+    """Every tag that some agent has, sorted: one step through the index for each."""
+    found: list[str] = []
+    query = select(agent_tag.c.tag).order_by(agent_tag.c.tag).limit(1)
+    tag = connection.execute(query).scalar()
+    while tag is not None:
+        found.append(tag)
+        tag = connection.execute(query.where(agent_tag.c.tag > tag)).scalar()
+    return found
 
-    Returns:
-        How many agents changed.
+
+def retag(
+    connection: Connection, ids: Collection[str], change: Callable[[set[str]], set[str]]
+) -> Retagged:
+    """Change the tags of agents, at most `IDS_PER_STATEMENT`; those never reported are left out.
+
+    Args:
+        connection: that writes.
+        ids: whose.
+        change: what becomes of an agent's tags.
     """
-    changed = [each for each, tags in tags_of(connection, ids).items() if tag not in tags]
-    if changed:
-        connection.execute(
-            insert(agent_tag), [{"agent_id": agent_id, "tag": tag} for agent_id in changed]
+    # The documents are held until the end: nobody else changes these agents' tags meanwhile.
+    documents = {
+        row.agent_id: row.document
+        for row in connection.execute(
+            select(agent_detail.c.agent_id, agent_detail.c.document)
+            .where(agent_detail.c.agent_id.in_(list(ids)))
+            .order_by(agent_detail.c.agent_id)
+            .with_for_update()
         )
-        _rewrite(connection, changed)
-    return len(changed)
+    }
+    done = Retagged()
+    added: list[dict[str, str]] = []
+    removed: list[tuple[str, str]] = []
+    written: list[dict[str, str]] = []
+    for agent_id, before in tags_of(connection, documents).items():
+        old = set(before)
+        new = change(old)
+        if new == old:
+            continue
+        if len(new) > TAGS_PER_HOST and len(new) > len(old):
+            done.full += 1
+            continue
+        done.changed += 1
+        added += [{"agent_id": agent_id, "tag": tag} for tag in new - old]
+        removed += [(agent_id, tag) for tag in old - new]
+        document = _tagged(documents[agent_id], sorted(new))
+        written.append({"b_id": agent_id, "b_document": document})
+    for start in range(0, len(removed), PAIRS_PER_STATEMENT):
+        pairs = removed[start : start + PAIRS_PER_STATEMENT]
+        connection.execute(delete(agent_tag).where(or_(*[_pair(*each) for each in pairs])))
+    if added:
+        connection.execute(insert(agent_tag), added)
+    if written:
+        connection.execute(_DOCUMENT, written)
+    return done
 
 
-def remove_tag(connection: Connection, ids: Collection[str], tag: str) -> int:
-    """Take a tag from agents; those without it stay as they are.
-
-    Returns:
-        How many agents changed.
-    """
-    changed = [each for each, tags in tags_of(connection, ids).items() if tag in tags]
-    for some in _slices(changed):
-        connection.execute(
-            delete(agent_tag).where(agent_tag.c.agent_id.in_(some), agent_tag.c.tag == tag)
-        )
-    _rewrite(connection, changed)
-    return len(changed)
+def _pair(agent_id: str, tag: str) -> Any:
+    return and_(agent_tag.c.agent_id == agent_id, agent_tag.c.tag == tag)
 
 
 _DOCUMENT = (
@@ -66,24 +119,6 @@ _DOCUMENT = (
     .where(agent_detail.c.agent_id == bindparam("b_id"))
     .values(document=bindparam("b_document"))
 )
-
-
-def _rewrite(connection: Connection, ids: Collection[str]) -> None:
-    """Bring the documents of these agents up to what the rows say."""
-    tags = tags_of(connection, ids)
-    for some in _slices(ids):
-        rows = connection.execute(
-            select(agent_detail.c.agent_id, agent_detail.c.document).where(
-                agent_detail.c.agent_id.in_(some)
-            )
-        ).all()
-        connection.execute(
-            _DOCUMENT,
-            [
-                {"b_id": row.agent_id, "b_document": _tagged(row.document, tags[row.agent_id])}
-                for row in rows
-            ],
-        )
 
 
 def _tagged(document: str, tags: list[str]) -> str:

@@ -1,0 +1,91 @@
+"""What operators do with hosts: select some, and change their tags, slice by slice."""
+
+from collections.abc import AsyncIterator, Callable, Collection
+
+import msgspec
+
+from elkeid.manager.agents import AgentStatus
+from elkeid.manager.filter import Test
+from elkeid.manager.news import News
+from elkeid.manager.store.store import Store
+from elkeid.manager.store.tags import Retagged, retag
+
+HOSTS_PER_SLICE = 300
+"""Hosts in one transaction, in which each one's document is written anew: about 30 ms."""
+
+HOSTS_PER_CHANGE = 200_000
+"""Hosts whose tags one call changes: it takes some 30 s."""
+
+
+class TooManyHosts(Exception):
+    """A change is for more hosts than one call may change."""
+
+
+class _Id(msgspec.Struct):
+    agent_id: str
+
+
+_id_of = msgspec.json.Decoder(_Id).decode
+
+
+class Hosts:
+    """Hosts as a whole.
+
+    Args:
+        agents: as last reported.
+        store: open.
+        news: tells gateways that tags changed.
+    """
+
+    def __init__(self, agents: AgentStatus, store: Store, news: News) -> None:
+        self._agents, self._store, self._news = agents, store, news
+
+    async def ids(self, test: Test) -> AsyncIterator[list[str]]:
+        """The ids of hosts that pass a test, in slices; each slice is as of its own moment."""
+        last = ""
+        while True:
+            documents = await self._agents.following(test, last, HOSTS_PER_SLICE)
+            if not documents:
+                return
+            some = [_id_of(each).agent_id for each in documents]
+            yield some
+            last = some[-1]
+
+    async def retag(self, test: Test, change: Callable[[set[str]], set[str]]) -> Retagged:
+        """Change the tags of the hosts that pass a test.
+
+        Args:
+            test: which hosts.
+            change: what becomes of a host's tags.
+
+        Raises:
+            TooManyHosts: nothing was changed.
+        """
+        count = (await self._agents.page(test, 0, 1)).total
+        if count > HOSTS_PER_CHANGE:
+            raise TooManyHosts(
+                f"{count} hosts are selected, and one call changes {HOSTS_PER_CHANGE} at most: "
+                "select fewer"
+            )
+        done = Retagged()
+        async for some in self.ids(test):
+            slice_done = await self._store.write(retag, some, change)
+            if slice_done.changed:
+                self._news.announce(some)
+            done += slice_done
+        return done
+
+
+def adding(tags: Collection[str]) -> Callable[[set[str]], set[str]]:
+    """The change that gives these tags."""
+    return lambda old: old | set(tags)
+
+
+def removing(tags: Collection[str]) -> Callable[[set[str]], set[str]]:
+    """The change that takes these tags."""
+    return lambda old: old - set(tags)
+
+
+def replacing(tags: Collection[str]) -> Callable[[set[str]], set[str]]:
+    """The change that leaves these tags and no others."""
+    return lambda old: set(tags)
