@@ -3,6 +3,8 @@
 Two slots of 4096 bytes are written in place and by turns, each with a sequence number and a CRC:
 a torn write costs the newest slot only. Layout of a slot: magic (4 bytes), format version (u16),
 length of the JSON (u16), CRC-32C of what follows (u32), sequence number (u64), the JSON, zeros.
+The CRC starts from the format version less one, so that a flipped bit in the version is damage
+and not a newer format.
 """
 
 import errno
@@ -86,8 +88,12 @@ def encode_slot(state: LogState, sequence: int) -> bytes:
     """The 4096 bytes of a slot."""
     text = msgspec.json.encode(state)
     rest = _SEQUENCE.pack(sequence) + text
-    head = _HEAD.pack(_MAGIC, STATE_VERSION, len(text), crc32c(rest))
+    head = _HEAD.pack(_MAGIC, STATE_VERSION, len(text), _crc(STATE_VERSION, rest))
     return (head + rest).ljust(SLOT_BYTES, b"\0")
+
+
+def _crc(version: int, rest: bytes) -> int:
+    return crc32c(rest, (version - 1) & 0xFFFFFFFF)
 
 
 def decode_slot(data: bytes, path: Path) -> tuple[int, LogState] | None:
@@ -100,7 +106,7 @@ def decode_slot(data: bytes, path: Path) -> tuple[int, LogState] | None:
         return None
     magic, version, length, crc = _HEAD.unpack_from(data)
     rest = data[_HEAD.size : _HEAD.size + _SEQUENCE.size + length]
-    if magic != _MAGIC or crc32c(rest) != crc:
+    if magic != _MAGIC or _crc(version, rest) != crc:
         return None
     if version != STATE_VERSION:
         raise LogFormatError(

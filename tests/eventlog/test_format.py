@@ -174,6 +174,10 @@ def test_state_fits_its_slot() -> None:
     slot = encode_slot(state, 7)
     assert len(slot) == SLOT_BYTES
     assert decode_slot(slot, PATH) == (7, state)
+    for bit in range(16):  # damage, and no newer format
+        flipped = bytearray(slot)
+        flipped[4 + bit // 8] ^= 1 << bit % 8
+        assert decode_slot(bytes(flipped), PATH) is None
 
 
 def test_deletions_are_remembered_by_range() -> None:

@@ -263,7 +263,9 @@ def test_unknown_version_is_refused_untouched(tmp_path: Path, kind: str) -> None
         path = tmp_path / "logs" / "state"
         data = bytearray(path.read_bytes())
         for at in (0, SLOT_BYTES):
-            data[at + 4 : at + 6] = struct.pack("<H", 2)
+            (size,) = struct.unpack_from("<H", data, at + 6)
+            crc = crc32c(bytes(data[at + 12 : at + 20 + size]), 2 - 1)
+            data[at + 4 : at + 12] = struct.pack("<HHI", 2, size, crc)
     else:
         path = cursor_path(tmp_path, "me")
         data = bytearray(encode_cursor(Cursor(format=2)))
