@@ -18,6 +18,7 @@ from elkeid.errors import ConfigError
 
 DEFAULT_FILE = "elkeid.toml"
 GiB = 1 << 30
+KiB = 1 << 10
 MiB = 1 << 20
 
 _Check = Callable[[Any, "Attribute[Any]", Any], None]

@@ -58,7 +58,7 @@ def limits(settings: EventLogSettings) -> list[Limit]:
             "log.MAX_BUFFER_BYTES",
             log.MAX_BUFFER_BYTES,
             "bytes that wait for the end of a turn",
-            "a turn's records in memory",
+            "more no longer fits the processor's cache when it is written",
             "written at once",
             "elkeid_log_appended_total",
             "test_log.py::test_much_in_one_turn_is_written_early",
