@@ -123,6 +123,7 @@ class TagRoutes:
         body=TagOfList,
         limit=LIST_BYTES,
         levels=AGENT_WRITERS,
+        answer=None,
         summary="Give a tag to hosts, by addresses and ids",
     )
     async def add(self, call: Call[None, TagOfList]) -> None:
@@ -135,6 +136,7 @@ class TagRoutes:
         body=TagOfList,
         limit=LIST_BYTES,
         levels=AGENT_WRITERS,
+        answer=None,
         summary="Take a tag from hosts, by addresses and ids",
     )
     async def remove(self, call: Call[None, TagOfList]) -> None:
@@ -194,6 +196,7 @@ class TagRoutes:
         body=TagsOfSelection,
         limit=LIST_BYTES,
         levels=AGENT_WRITERS,
+        answer=None,
         summary="Give tags to hosts",
     )
     async def add_selected(self, call: Call[None, TagsOfSelection]) -> None:
@@ -206,6 +209,7 @@ class TagRoutes:
         body=TagsOfSelection,
         limit=LIST_BYTES,
         levels=AGENT_WRITERS,
+        answer=None,
         summary="Set the tags of hosts",
     )
     async def replace_selected(self, call: Call[None, TagsOfSelection]) -> None:
@@ -218,6 +222,7 @@ class TagRoutes:
         body=TagsOfSelection,
         limit=LIST_BYTES,
         levels=AGENT_WRITERS,
+        answer=None,
         summary="Take tags from hosts",
     )
     async def remove_selected(self, call: Call[None, TagsOfSelection]) -> None:
