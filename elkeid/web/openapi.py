@@ -198,8 +198,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         "parameters": [*_path_parameters(route), *_query_parameters(route, schemas)],
     }
     if route.spooled:
-        form = {"type": "object", "additionalProperties": {"type": "string"}}
-        operation["requestBody"] = {"required": True, "content": {FORM: {"schema": form}}}
+        form = {FORM: {"schema": {"type": "object"}}}
+        operation["requestBody"] = {"required": True, "content": form}
     elif route.body is not None:
         content = {JSON: {"schema": schemas.of(route.body.kind)}}
         operation["requestBody"] = {"required": True, "content": content}
