@@ -11,7 +11,7 @@ import msgspec
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.codes import DATABASE_ERROR
 from elkeid.manager.hostview import HostDetail, HostItem, detail_of, items_of
-from elkeid.manager.pages import PageQuery, listed
+from elkeid.manager.pages import Paged, PageQuery, listed
 from elkeid.manager.roles import AGENT_READERS
 from elkeid.manager.selection import HostConditions, conditions_test
 from elkeid.manager.store.store import Threads
@@ -46,6 +46,7 @@ class HostRoutes:
         reads=True,
         levels=AGENT_READERS,
         answer=list[HostItem],
+        beside=Paged,
         summary="List hosts that meet conditions",
     )
     async def describe(self, call: Call[PageQuery, HostConditions]) -> object:

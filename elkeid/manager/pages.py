@@ -52,6 +52,12 @@ class PageInfo(msgspec.Struct):
     page_size: int
 
 
+class Paged(msgspec.Struct):
+    """What stands beside ``data`` of a list of v6."""
+
+    page_info: PageInfo
+
+
 def model_page(asked: PageQuery, total: int, items: list[Any]) -> ModelPage:
     """``data`` of a list of v1.
 
