@@ -37,6 +37,7 @@ setup(
         "msgspec>=0.19",
         "sqlalchemy>=2.0.36,<3",
         "alembic>=1.14",
+        "psycopg[binary]>=3.2,<4",
         "argon2-cffi>=23.1",
         "google-re2>=1.1",
         "prometheus-client>=0.21",

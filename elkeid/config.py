@@ -25,6 +25,7 @@ _Check = Callable[[Any, "Attribute[Any]", Any], None]
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?!\d+\Z){_LABEL}\Z", re.ASCII)
 _SQLITE_URL = re.compile(r"sqlite:///(?!:memory:)[^?]+\Z")
+_POSTGRES_URL = re.compile(r"postgresql://[^/?#\s]+/[^/?#\s]+(\?[^#\s]*)?\Z")
 _READER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}\Z")
 
@@ -188,10 +189,14 @@ def optional_path(_: object, attribute: Any, value: Any) -> None:
         a_path(_, attribute, value)
 
 
-def sqlite_url(_: object, __: object, value: Any) -> None:
-    """Accept a SQLite database URL; it is the one store this release has."""
-    if value is not None and not (isinstance(value, str) and _SQLITE_URL.match(value)):
-        raise ValueError('must be a URL "sqlite:///PATH" of a file')
+def database_url(_: object, __: object, value: Any) -> None:
+    """Accept the URL of a SQLite file or of a PostgreSQL database."""
+    if value is None or (isinstance(value, str) and _SQLITE_URL.match(value)):
+        return
+    if not isinstance(value, str) or not _POSTGRES_URL.match(value):
+        raise ValueError(
+            'must be a URL, "sqlite:///PATH" of a file or "postgresql://user@host/database"'
+        )
 
 
 PRIVATE_NETWORKS = (
@@ -309,7 +314,9 @@ class ManagerSettings:
     port: int = _port(6701)
     tls_port: int | None = field(default=None)
     plain_http: bool = field(default=False, validator=boolean)
-    database: str | None = field(default=None, validator=sqlite_url)
+    # It may hold a password: not shown.
+    database: str | None = field(default=None, validator=database_url, repr=False)
+    database_password_file: Path | None = field(default=None, validator=optional_path)
     token_seconds: float = _seconds(7200, 60, 30 * 86400)  # sliding life of a login token
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
     poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
@@ -528,8 +535,8 @@ def parse(raw: Mapping[str, object], base: Path) -> Settings:
     faults += [each for each in _contradictions(settings) if not any(key in each for key in faulty)]
     if faults:
         raise ConfigError(faults)
-    server, database = settings.server, settings.manager.database
-    if database is not None:  # an absolute path stays what it is
+    server, manager, database = settings.server, settings.manager, settings.manager.database
+    if database is not None and database.startswith("sqlite:"):  # an absolute path stays
         database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
     kafka, eventlog = settings.kafka, settings.eventlog
     if kafka.brokers and KAFKA_READER not in eventlog.readers:
@@ -543,7 +550,12 @@ def parse(raw: Mapping[str, object], base: Path) -> Settings:
             ca_file=kafka.ca_file and base / kafka.ca_file,
         ),
         server=evolve(server, data_dir=base / server.data_dir, keys_dir=base / server.keys_dir),
-        manager=evolve(settings.manager, database=database),
+        manager=evolve(
+            manager,
+            database=database,
+            database_password_file=manager.database_password_file
+            and base / manager.database_password_file,
+        ),
     )
 
 

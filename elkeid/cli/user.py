@@ -11,7 +11,7 @@ from elkeid.errors import OperatorError, StoreError
 from elkeid.manager.access import check_username
 from elkeid.manager.passwords import HASHER, PasswordRefused, check_new_password
 from elkeid.manager.roles import ROLES, level_of
-from elkeid.manager.store.engine import Database, default_url
+from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.migrate import migrate
 from elkeid.manager.store.users import add_user
 
@@ -60,7 +60,7 @@ def add(invocation: Invocation, name: str, role: str, password_stdin: bool) -> N
         check_new_password(name, password)
     except (ValueError, PasswordRefused) as error:
         raise UserRefused(str(error)) from error
-    database = Database(settings.manager.database or default_url(settings.server.data_dir))
+    database = database_of(settings)
     database.open()
     try:
         migrate(database)
@@ -68,7 +68,7 @@ def add(invocation: Invocation, name: str, role: str, password_stdin: bool) -> N
         with database.writing() as connection:
             added = add_user(connection, name, level, stored, int(time.time()))
     except DBAPIError as error:
-        raise StoreError(f"{database.path} cannot be written ({error.orig}); try again") from error
+        raise StoreError(f"{database.name} cannot be written ({error.orig}); try again") from error
     finally:
         database.close()
     if not added:

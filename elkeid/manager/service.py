@@ -30,7 +30,7 @@ from elkeid.manager.inner_check import InnerCheck
 from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
-from elkeid.manager.store.engine import Database, default_url
+from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from elkeid.manager.tag_api import TagRoutes
 from elkeid.manager.uploads import Uploads
@@ -86,8 +86,7 @@ class ManagerRole:
         if threads is None:
             self._pool = ThreadPool(0, THREADS + HASHING_THREADS, "manager")
             threads = PoolThreads(reactor, self._pool)
-        url = manager.database or default_url(settings.server.data_dir)
-        self.store = Store(Database(url), threads)
+        self.store = Store(database_of(settings), threads)
         self.access = Access(
             self.store,
             Passwords(threads, hasher),

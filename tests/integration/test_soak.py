@@ -23,9 +23,9 @@ from elkeid.eventlog.reader import LogReader
 from elkeid.fleet.host import STOCK_PLUGINS
 from elkeid.fleet.report import AgentReport, read_report
 from elkeid.manager.store.configs import store_config
-from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
 from elkeid.manager.store.results import issue_tokens
+from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import TASK_RESULTS
 from tests.integration.servers import BIN, DEADLINE, Server, free_ports, settings_text, twistd
@@ -45,7 +45,7 @@ class Deployment:
         self.ports = free_ports(4)
         (folder / "elkeid.toml").write_text(settings_text(self.ports))
         subprocess.run([str(BIN / "elkeid"), "keys", "init"], cwd=folder, check=True)
-        self.database = Database(f"sqlite:///{folder / 'data' / 'manager.db'}")
+        self.database = SqliteDatabase(f"sqlite:///{folder / 'data' / 'manager.db'}")
         self.database.open()
         migrate(self.database)
         self.servers: dict[str, Server] = {}

@@ -23,6 +23,7 @@ from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.service import DiscoveryRole
 from elkeid.keys import Keys, create_keys, load_keys
 from elkeid.manager.service import ManagerRole
+from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.users import add_user
 from elkeid.web.answers import Answer, CodeEnvelope
@@ -61,32 +62,42 @@ class MarkedThreads:
             _in_thread = False
 
 
-class GuardedDatabase(Database):
+class GuardedDatabase:
     """Fails when it is touched where nothing may block."""
+
+    def __init__(self, inner: Database) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
     def open(self) -> None:
         """See `Database`."""
         assert _in_thread
-        super().open()
+        self._inner.open()
 
     def close(self) -> None:
         """See `Database`."""
         assert _in_thread
-        super().close()
+        self._inner.close()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """See `Database`."""
         assert _in_thread
-        with super().reading() as connection:
+        with self._inner.reading() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """See `Database`."""
         assert _in_thread
-        with super().writing() as connection:
+        with self._inner.writing() as connection:
             yield connection
+
+
+def _guarded(settings: Any) -> GuardedDatabase:
+    return GuardedDatabase(database_of(settings))
 
 
 @frozen
@@ -262,7 +273,7 @@ class Deployment:
 
     def start(self) -> "Deployment":
         """Start the Manager; it starts again after `stop`."""
-        with patch("elkeid.manager.service.Database", GuardedDatabase):
+        with patch("elkeid.manager.service.database_of", _guarded):
             self.manager = ManagerRole(
                 self.settings,
                 self.keys,

@@ -1,17 +1,25 @@
-"""Stores for tests: real SQLite files, queries run where they are called."""
+"""Stores for tests: real databases of both kinds, queries run where they are called.
+
+`any_database` is a fixture: a test that takes it runs on each kind of database.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from elkeid.manager.documents import AgentReport, agent_report
+from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
+from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.store import Store
+from tests.integration.postgres import needs_postgres, shared_postgres
 
 
 class InlineThreads:
@@ -45,7 +53,7 @@ def migrated(path: Path) -> None:
     """Make a database with the newest schema; the work of it is done once a test run."""
     global _template  # noqa: PLW0603 - a cache
     if _template is None:
-        database = Database(f"sqlite:///{path}")
+        database = SqliteDatabase(f"sqlite:///{path}")
         database.open()
         migrate(database)
         database.close()
@@ -64,7 +72,7 @@ def database_at(folder: Path) -> Iterator[Database]:
     path = folder / "manager.db"
     if not path.exists():
         migrated(path)
-    database = Database(f"sqlite:///{path}")
+    database = SqliteDatabase(f"sqlite:///{path}")
     database.open()
     try:
         yield database
@@ -73,13 +81,76 @@ def database_at(folder: Path) -> Iterator[Database]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+KINDS = (
+    "sqlite",
+    pytest.param("postgresql", marks=[pytest.mark.integration, needs_postgres]),
+)
+
+
+@cache
+def _migrated_template() -> str:
+    server = shared_postgres()
+    name = server.new_database(name="migrated")
+    database = make_database(server.url(name))
+    database.open()
+    migrate(database)
+    database.close()
+    return name
+
+
+@contextmanager
+def migrated_url(kind: str, folder: Path) -> Iterator[str]:
+    """The URL of a database of this kind with the newest schema, of this test alone."""
+    if kind == "sqlite":
+        folder.mkdir(parents=True, exist_ok=True)
+        migrated(folder / "manager.db")
+        yield f"sqlite:///{folder / 'manager.db'}"
+        return
+    server = shared_postgres()
+    name = server.new_database(_migrated_template())
+    try:
+        yield server.url(name)
+    finally:
+        server.drop_database(name)
+
+
+@contextmanager
+def database_of_kind(kind: str, folder: Path) -> Iterator[Database]:
+    """An open, migrated database of this kind."""
+    with migrated_url(kind, folder) as url:
+        database = make_database(url)
+        database.open()
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+@pytest.fixture(params=KINDS)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a migrated database, of each kind in turn."""
+    with migrated_url(request.param, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def any_database(any_url: str) -> Iterator[Database]:
+    """An open, migrated database, of each kind in turn."""
+    database = make_database(any_url)
+    database.open()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 def store_at(folder: Path) -> Store:
     """A store that is not open yet, on a migrated file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manager.db"
     if not path.exists():
         migrated(path)
-    return Store(Database(f"sqlite:///{path}"), InlineThreads())
+    return Store(SqliteDatabase(f"sqlite:///{path}"), InlineThreads())
 
 
 def report(agent_id: str, seen: int = 1_700_000_000, **fields: Any) -> AgentReport:

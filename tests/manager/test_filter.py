@@ -1,23 +1,24 @@
 """The filter language: what is refused, what it means, and that SQL means the same."""
 
 import datetime
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from elkeid.manager import filter as filters
 from elkeid.manager.documents import Source, canonical
 from elkeid.manager.filter import FilterBody, FilterError, holds, parse
 from elkeid.manager.store.agents import apply_reports, disconnect, page_of_agents
 from elkeid.manager.store.engine import Database
+from elkeid.manager.store.postgres_regex import ere_of
+from tests.integration.postgres import needs_postgres
 
-from .stores import database_at, report
+from .stores import database_of_kind, report
 
 AC = Source("10.0.0.5", 6752)
 NOW = 1_700_000_600
@@ -263,21 +264,45 @@ bodies = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """One database for all examples."""
-    with tempfile.TemporaryDirectory() as folder, database_at(Path(folder, "db")) as opened:
+    with database_of_kind("sqlite", tmp_path_factory.mktemp("db")) as opened:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """One database for all examples."""
+    with database_of_kind("postgresql", tmp_path_factory.mktemp("db")) as opened:
+        yield opened
+
+
+fleets = st.lists(documents, min_size=1, max_size=4)
+questions = st.lists(bodies, min_size=1, max_size=6)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    fields=st.lists(documents, min_size=1, max_size=4),
-    raws=st.lists(bodies, min_size=1, max_size=6),
-)
+@given(fields=fleets, raws=questions)
 def test_sql_means_what_the_evaluator_means(
-    database: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]
+    sqlite: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]
 ) -> None:
     """The database finds exactly the agents whose shown documents satisfy the filter."""
+    compare(sqlite, fields, raws)
+
+
+@pytest.mark.integration
+@needs_postgres
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(fields=fleets, raws=questions)
+def test_postgres_means_what_the_evaluator_means(
+    postgres: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]
+) -> None:
+    """The same filter finds the same agents, whichever database a fleet is in."""
+    compare(postgres, fields, raws)
+
+
+def compare(database: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]) -> None:
+    """Ask a database and the evaluator."""
     with database.writing() as connection, connection.begin_nested() as undone:
         for number, each in enumerate(fields):
             seen = NOW - 400 * number
@@ -296,3 +321,59 @@ def test_sql_means_what_the_evaluator_means(
             assert [msgspec.json.decode(item) for item in page.items] == expected, raw
             assert page.total == len(expected)
         undone.rollback()
+
+
+PATTERNS = [
+    *("", "^web-", "a|", "|", "(a)(b)?", "(?:x)", "(?P<n>a)b", "(^)*a", "($)+", "a*", "a*?b"),
+    *(r"\d+", r"\W", r"[\d_-]", "[^a]", "[]a]", "[a-]", r"[\]\-^]", "[[:alpha:][:digit:]]"),
+    *("(?s).", "(?m)^b$", "(?i)aBc", "(?i:k)s", "(?i)[a-c]x", "a{2}", "a{1,}", "a{0,2}b"),
+    *("a{", "{", "#", "a b", "(?-i)a", "(?U)a+", "()", "(|a)b", "[\t]", "~", "!", "."),
+    *(r"\bweb\b", r"\Aa\z", r"\Q.*\E+", r"\x41\x{42}", r"\n|\t", r"\.", r"\/", r"\101"),
+    *("é", "[é-ü]"),
+]
+LETTERS = [
+    "a",
+    "b",
+    "web-",
+    "aa",
+    "ABC",
+    "k",
+    "\u212a",
+    "s",
+    "\u017f",
+    "x",
+    "1",
+    "_",
+    "-",
+    " ",
+    "A",
+]
+LETTERS += ["\n", "\t", "é", "ü", "]", "^", "{", ".", "*", "#", "/", "B", "~", "!", "***:a"]
+
+
+@pytest.mark.integration
+@needs_postgres
+def test_postgres_runs_patterns_of_re2(postgres: Database) -> None:
+    """A pattern finds the same texts in PostgreSQL as in SQLite, flags and classes included."""
+    said = ["", *LETTERS, *(one + two for one in LETTERS for two in LETTERS)]
+    ask = text("SELECT t.x ~ CAST(:p AS text) FROM unnest(CAST(:said AS text[])) AS t(x)")
+    with postgres.reading() as connection:
+        for pattern in PATTERNS:
+            search = filters.compiled(pattern).search
+            found = connection.execute(ask, {"p": ere_of(pattern), "said": said}).scalars()
+            wrong = [
+                each
+                for each, is_found in zip(said, found, strict=True)
+                if is_found != (search(each) is not None)
+            ]
+            assert not wrong, (pattern, ere_of(pattern), wrong[:5])
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\pL", r"[\W]", "a{1,300}", "(?i)é", "(?i)[[:alpha:]]", "[[:^digit:]]", r"\x00"]
+)
+def test_patterns_that_postgres_cannot_run(pattern: str) -> None:
+    """What has no counterpart is refused with a reason, never searched for wrongly."""
+    filters.compiled(pattern)
+    with pytest.raises(FilterError, match="with PostgreSQL"):
+        ere_of(pattern)

@@ -36,9 +36,12 @@ from elkeid.manager.documents import (
 )
 from elkeid.manager.store import engine, schema, store
 from elkeid.manager.store.agents import apply_reports
+from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database, QueryTooLong
 from elkeid.manager.store.migrate import SCRIPTS, migrate
+from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.store import PoolThreads, Store, StoreBusy, StoreFailed
+from elkeid.manager.store.upsert import excluded, insert_missing, upsert
 from elkeid.manager.store.users import (
     TOKENS_PER_USER,
     add_token,
@@ -46,8 +49,16 @@ from elkeid.manager.store.users import (
     find_session,
     find_user,
 )
+from tests.integration.postgres import needs_postgres
 
-from .stores import HeldThreads, InlineThreads, database_at, migrated, report, store_at
+from .stores import (
+    HeldThreads,
+    InlineThreads,
+    migrated,
+    migrated_url,
+    report,
+    store_at,
+)
 
 ENDLESS = text(
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
@@ -63,7 +74,7 @@ def path() -> Iterator[Path]:
 
 def test_new_database_is_private(path: Path) -> None:
     """Only its owner reads the database and the files beside it."""
-    database = Database(f"sqlite:///{path}")
+    database = SqliteDatabase(f"sqlite:///{path}")
     database.open()
     assert migrate(database)
     assert not migrate(database)
@@ -75,9 +86,9 @@ def test_new_database_is_private(path: Path) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_migrations_make_the_schema(path: Path) -> None:
+def test_migrations_make_the_schema(any_database: Database) -> None:
     """What migrations build is what the queries are written for."""
-    with database_at(path.parent) as database, database.writing() as connection:
+    with any_database.writing() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, schema.metadata) == []
     config = Config()
@@ -85,13 +96,12 @@ def test_migrations_make_the_schema(path: Path) -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD_REVISION
 
 
-def test_newer_database_is_refused(path: Path) -> None:
+def test_newer_database_is_refused(any_database: Database) -> None:
     """A database of a newer version is left alone, with a sentence that says what to do."""
-    with database_at(path.parent) as database:
-        with database.writing() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        with pytest.raises(StoreError, match=r"newer version \(schema 9999.*install that version"):
-            migrate(database)
+    with any_database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match=r"newer version \(schema 9999.*install that version"):
+        migrate(any_database)
 
 
 def test_database_of_another_program_is_refused(path: Path) -> None:
@@ -100,7 +110,7 @@ def test_database_of_another_program_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE bookmarks (url TEXT)")
     other.close()
-    database = Database(f"sqlite:///{path}")
+    database = SqliteDatabase(f"sqlite:///{path}")
     database.open()
     with pytest.raises(StoreError, match="another program"):
         migrate(database)
@@ -112,7 +122,7 @@ def test_file_that_is_no_database_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"hello" * 1000)
     with pytest.raises(StoreError, match="no usable database"):
-        Database(f"sqlite:///{path}").open()
+        SqliteDatabase(f"sqlite:///{path}").open()
     assert path.read_bytes() == b"hello" * 1000
 
 
@@ -121,47 +131,60 @@ def test_place_that_cannot_be_written_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.mkdir()
     with pytest.raises(StoreError, match=r"server\.data_dir or manager\.database"):
-        Database(f"sqlite:///{path}").open()
+        SqliteDatabase(f"sqlite:///{path}").open()
 
 
-def test_two_processes_share_the_database(path: Path) -> None:
+def test_two_processes_share_the_database(any_database: Database, any_url: str) -> None:
     """``elkeid user add`` works beside the running server."""
-    with database_at(path.parent) as server:
-        command = Database(f"sqlite:///{path}")
-        command.open()
-        with command.writing() as connection:
-            assert add_user(connection, "alice", 3, "hash", 0)
-            assert not add_user(connection, "alice", 0, "other", 0)
-        command.close()
-        with server.reading() as connection:
-            found = find_user(connection, "alice")
-            assert found is not None
-            assert (found.level, found.password) == (3, "hash")
-            assert find_user(connection, "ALICE") is None
-            assert "hash" not in repr(found)
+    command = make_database(any_url)
+    command.open()
+    with command.writing() as connection:
+        assert add_user(connection, "alice", 3, "hash", 0)
+        assert not add_user(connection, "alice", 0, "other", 0)
+    command.close()
+    with any_database.reading() as connection:
+        found = find_user(connection, "alice")
+        assert found is not None
+        assert (found.level, found.password) == (3, "hash")
+        assert find_user(connection, "ALICE") is None
+        assert "hash" not in repr(found)
 
 
-def test_read_that_takes_too_long_is_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_sees_one_state(any_database: Database) -> None:
+    """What commits while a page is put together does not change its total."""
+    with any_database.reading() as reader:
+        assert find_user(reader, "alice") is None
+        with any_database.writing() as writer:
+            add_user(writer, "alice", 3, "hash", 0)
+        assert find_user(reader, "alice") is None
+    with any_database.reading() as reader:
+        assert find_user(reader, "alice") is not None
+
+
+def test_read_that_takes_too_long_is_ended(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query over everything cannot hold a connection for ever."""
-    monkeypatch.setattr(engine, "QUERY_SECONDS", -1.0)
-    with database_at(path.parent) as database:
-        with pytest.raises(QueryTooLong), database.reading() as connection:
-            connection.execute(ENDLESS)
-        with database.reading() as connection:
-            connection.execute(text("SELECT 1"))
+    database = make_database(any_url)
+    database.open()
+    database.close()
+    monkeypatch.setattr(engine, "QUERY_SECONDS", 0.03)
+    database.open()
+    with pytest.raises(QueryTooLong), database.reading() as connection:
+        connection.execute(ENDLESS)
+    with database.reading() as connection:
+        connection.execute(text("SELECT 1"))
+    database.close()
 
 
-def test_stop_does_not_wait_for_reads(path: Path) -> None:
+def test_stop_does_not_wait_for_reads(any_database: Database) -> None:
     """A stop ends a long query instead of waiting for it."""
-    with database_at(path.parent) as database:
-        threading.Timer(0.05, database.end_reads).start()
-        with pytest.raises(QueryTooLong, match="stops"), database.reading() as connection:
-            connection.execute(ENDLESS)
+    threading.Timer(0.05, any_database.end_reads).start()
+    with pytest.raises(QueryTooLong, match="stops"), any_database.reading() as connection:
+        connection.execute(ENDLESS)
 
 
-def test_tokens_of_one_user_are_bounded(path: Path) -> None:
+def test_tokens_of_one_user_are_bounded(any_database: Database) -> None:
     """A client that logs in for every call loses its oldest tokens, not the newest."""
-    with database_at(path.parent) as database, database.writing() as connection:
+    with any_database.writing() as connection:
         add_user(connection, "alice", 3, "hash", 0)
         user = find_user(connection, "alice")
         assert user is not None
@@ -172,13 +195,36 @@ def test_tokens_of_one_user_are_bounded(path: Path) -> None:
         assert find_session(connection, f"t{TOKENS_PER_USER + 1}") is not None
 
 
+def test_upserts(any_database: Database) -> None:
+    """A row that another process made meanwhile is met, changed or left, as asked."""
+    table = schema.stored_config
+    row = {"name": "a", "items": "[]", "drops_confirmed": False, "created_at": 1, "updated_at": 1}
+    with any_database.writing() as connection:
+        once = insert_missing(connection, table, ["name"])
+        counts = [connection.execute(once.values(row)).rowcount for _ in range(2)]
+        assert counts == [1, 0]
+        newer = upsert(
+            connection,
+            table,
+            ["name"],
+            ["items", "updated_at"],
+            where=table.c.updated_at < excluded(connection, table, "updated_at"),
+        )
+        for stamp, items in ((3, "[3]"), (2, "[2]")):
+            connection.execute(newer, [row | {"items": items, "updated_at": stamp}])
+        found = connection.execute(table.select()).one()
+        assert (found.items, found.created_at, found.updated_at) == ("[3]", 1, 3)
+
+
 class StoreTests(SynchronousTestCase):
+    kind = "sqlite"
+
     def setUp(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.folder)
-        migrated(self.folder / "manager.db")
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        url = self.enterContext(migrated_url(self.kind, folder))
         self.threads = HeldThreads()
-        self.store = Store(Database(f"sqlite:///{self.folder / 'manager.db'}"), self.threads)
+        self.store = Store(make_database(url), self.threads)
         opened = Deferred.fromCoroutine(self.store.open())
         self.threads.go()
         self.successResultOf(opened)
@@ -257,8 +303,10 @@ class StoreTests(SynchronousTestCase):
 
     def test_reads_cannot_write_behind_the_writers_back(self) -> None:
         """A read's transaction is never committed."""
-        self.begin("read", add_user, "alice", 3, "hash", 0)
+        written = self.begin("read", add_user, "alice", 3, "hash", 0)
         self.threads.go()
+        written.addErrback(lambda failure: failure.trap(StoreFailed))  # PostgreSQL refuses
+        self.flushLoggedErrors()
         found = self.begin("read", find_user, "alice")
         self.threads.go()
         self.assertIsNone(self.successResultOf(found))
@@ -275,6 +323,12 @@ class StoreTests(SynchronousTestCase):
         self.successResultOf(closed)
 
 
+@pytest.mark.integration
+@needs_postgres
+class PostgresStoreTests(StoreTests):
+    kind = "postgresql"
+
+
 @pytest_twisted.ensureDeferred
 async def test_queries_run_in_threads_of_the_pool(path: Path) -> None:
     """No query ever runs in the reactor's thread, nor does opening or closing."""
@@ -283,7 +337,7 @@ async def test_queries_run_in_threads_of_the_pool(path: Path) -> None:
     migrated(path)
     seen: set[int] = set()
 
-    class Watched(Database):
+    class Watched(SqliteDatabase):
         def open(self) -> None:
             seen.add(threading.get_ident())
             super().open()
@@ -391,7 +445,7 @@ def test_restart_keeps_agents(path: Path) -> None:
     run(kept.open())
     run(kept.write(apply_reports, Source("10.0.0.1", 6752), [report("a", cpu=1)]))
     run(kept.close())
-    again = Store(Database(f"sqlite:///{path}"), InlineThreads())
+    again = Store(SqliteDatabase(f"sqlite:///{path}"), InlineThreads())
     run(again.open())
     rows = run(again.read(lambda c: c.execute(text("SELECT document FROM agent_detail")).all()))
     assert '"cpu":1' in rows[0][0]

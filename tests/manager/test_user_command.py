@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from elkeid.cli import main
 from elkeid.cli import user as user_module
-from elkeid.manager.store.engine import Database
+from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.users import find_user
 
 from .deployment import HASHER, PASSWORD
@@ -30,7 +30,7 @@ def run(*arguments: str, typed: str = "") -> Result:
 
 def stored(folder: Path, name: str) -> Any:
     """What the database has."""
-    database = Database(f"sqlite:///{folder / 'data' / 'manager.db'}")
+    database = SqliteDatabase(f"sqlite:///{folder / 'data' / 'manager.db'}")
     database.open()
     try:
         with database.reading() as connection:

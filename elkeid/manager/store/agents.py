@@ -129,7 +129,7 @@ def page_of_agents(
     ids = select(agent.c.agent_id)
     counted = select(func.count()).select_from(agent)
     if test != EVERYTHING:
-        wanted = condition(test, fresh_since)
+        wanted = condition(test, fresh_since, connection.dialect.name)
         where = text(wanted.sql).bindparams(**wanted.parameters)
         if wanted.reads_documents:
             same = agent.c.agent_id == agent_detail.c.agent_id

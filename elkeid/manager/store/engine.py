@@ -1,154 +1,75 @@
-"""The database as a file: opened, prepared per connection, and never touched on the reactor.
+"""What the store needs of a database, whichever it is. See `backends` for which there are.
 
-Everything that depends on SQLite is here and in `filtersql`.
-
-One writer: writes of this process queue for one connection; other processes (``elkeid user
-add``) are waited for. Readers have connections of their own and see the last commit.
+Reading and writing are separate: a read sees one consistent view and is never committed, and
+ends by itself when it takes too long. Blocking: used in threads only.
 """
 
-import os
-import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from elkeid.errors import StoreError
-from elkeid.manager.filter import compiled
-from elkeid.manager.store.filtersql import REGEXP
 
 READERS = 3
 """Connections for reading at once; more threads than cores only wait for each other."""
 
 BUSY_SECONDS = 5.0
-"""How long a write waits for another process's write; that is a short command by hand."""
+"""How long a write waits for another process's write; those are short."""
 
 QUERY_SECONDS = 20.0
 """Longest read; a filter over every document of a large fleet ends with an error instead."""
 
-_STEPS = 50_000  # of SQLite's virtual machine between two looks at the clock: about 1 ms
-_CACHE_KIB = 16 << 10  # page cache per connection
+CONNECT_SECONDS = 5
+"""Until a server that does not answer is given up."""
 
 
 class QueryTooLong(StoreError):
     """A read took longer than `QUERY_SECONDS`, or than this process runs, and was ended."""
 
+    @classmethod
+    def stopping(cls) -> "QueryTooLong":
+        """For a read that the stop of this process cut short."""
+        return cls("the query was ended: this process stops")
 
-def default_url(data_dir: Path) -> str:
-    """Where the database is when no setting says."""
-    return f"sqlite:///{data_dir / 'manager.db'}"
+    @classmethod
+    def late(cls) -> "QueryTooLong":
+        """For a read that took too long."""
+        return cls(f"the query took more than {QUERY_SECONDS:g} s and was ended")
 
 
-def _matches(pattern: str, text: str | None) -> bool:
-    return text is not None and compiled(pattern).search(text) is not None
+class Database(Protocol):
+    """Engines on one database."""
 
-
-class Database:
-    """Engines on one SQLite file. Blocking: used in threads only.
-
-    Args:
-        url: ``sqlite:///PATH``.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.path = Path(make_url(url).database or "")
-        self._url = url
-        self._writer: Engine | None = None
-        self._reader: Engine | None = None
-        self._ending = False
+    @property
+    def name(self) -> str:
+        """How sentences for operators call it: a path, or a URL without its password."""
 
     def open(self) -> None:
-        """Make the file if there is none (mode 0600), and check that it is a database.
+        """Connect, and check that it can be used.
 
         Raises:
-            StoreError: one sentence that names the file.
+            StoreError: one sentence that names the database and the fix.
         """
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self.path.chmod(0o600)  # SQLite gives its side files the mode of this one
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be used as the database: {error.strerror}; "
-                "set server.data_dir or manager.database to a place this user may write"
-            ) from error
-        self._writer = self._engine(1, "BEGIN IMMEDIATE")
-        self._reader = self._engine(READERS, "BEGIN")
-        try:
-            with self.reading() as connection:
-                connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
-        except DBAPIError as error:
-            self.close()
-            raise StoreError(
-                f"{self.path} is no usable database ({error.orig}): move it away, or restore a copy"
-            ) from error
 
     def end_reads(self) -> None:
         """Let reads in progress end with `QueryTooLong`; returns at once, from any thread."""
-        self._ending = True
 
     def close(self) -> None:
         """Close every connection."""
-        for engine in (self._reader, self._writer):
-            if engine is not None:
-                engine.dispose()
-        self._reader = self._writer = None
 
-    def _engine(self, size: int, begin: str) -> Engine:
-        engine = create_engine(
-            self._url,
-            poolclass=QueuePool,
-            pool_size=size,
-            max_overflow=0,
-            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
-        )
-
-        @event.listens_for(engine, "connect")
-        def prepare(connection: sqlite3.Connection, record: object) -> None:
-            connection.isolation_level = None  # BEGIN is ours, below
-            connection.create_function(REGEXP, 2, _matches, deterministic=True)
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A commit is on the disk when it returns: code 0 means stored.
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.execute("PRAGMA trusted_schema = OFF")
-
-        @event.listens_for(engine, "begin")
-        def start(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
-
-        return engine
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self) -> AbstractContextManager[Connection]:
         """One transaction that writes; committed at the end, rolled back on any error."""
-        assert self._writer is not None, "not open"
-        with self._writer.begin() as connection:
-            yield connection
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> AbstractContextManager[Connection]:
         """One consistent view; a statement that runs too long ends in `QueryTooLong`."""
-        assert self._reader is not None, "not open"
-        with self._reader.connect() as connection:
-            end = time.monotonic() + QUERY_SECONDS
-            raw: Any = connection.connection.dbapi_connection
-            raw.set_progress_handler(lambda: self._ending or time.monotonic() > end, _STEPS)
-            try:
-                yield connection
-            except OperationalError as error:
-                if self._ending:
-                    raise QueryTooLong("the query was ended: this process stops") from error
-                if time.monotonic() > end:
-                    raise QueryTooLong(
-                        f"the query took more than {QUERY_SECONDS:g} s and was ended"
-                    ) from error
-                raise
-            finally:
-                raw.set_progress_handler(None, 0)
+
+    def migrating(self) -> AbstractContextManager[Connection]:
+        """One transaction that may take long; no other process has one at the same time."""
+
+    def may_retry(self, error: DBAPIError) -> bool:
+        """Say whether a write failed only because of another one's locks."""
+
+    def is_trouble(self, error: DBAPIError) -> bool:
+        """Say whether it is the disk or the server that failed, and no query of ours."""

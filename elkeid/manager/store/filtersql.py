@@ -1,18 +1,20 @@
-"""Filters in SQL: the meaning of `elkeid.manager.filter.holds`, for SQLite.
+"""Filters in SQL: the meaning of `elkeid.manager.filter.holds`, for SQLite and PostgreSQL.
 
 A test on a field that is a column reads the column; any other reads the JSON document. Names of
 columns and tables are constants here; every key and value of a request is a bound parameter
 (hence the exemptions below from the rule against SQL made of pieces). What reads documents is
-SQLite's dialect, the rest is plain SQL.
+each database's own dialect, the rest is plain SQL.
 """
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import Factory, define, frozen
 
 from elkeid.manager.documents import text_of
 from elkeid.manager.filter import Every, IsIn, Matches, Not, Orders, Some, Test, index_of, kind_of
+from elkeid.manager.store.postgres_regex import ere_of
 
 COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
     "agent_id": ("agent.agent_id", "text"),
@@ -36,7 +38,7 @@ COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
 """
 
 REGEXP = "elkeid_matches"
-"""Name of the SQL function ``(pattern, text) -> boolean``."""
+"""Name of SQLite's function ``(pattern, text) -> boolean``; PostgreSQL has an operator."""
 
 _NUMBERS = "('integer', 'real')"
 
@@ -60,14 +62,18 @@ class Condition:
     reads_documents: bool
 
 
-def condition(test: Test, fresh_since: float) -> Condition:
+def condition(test: Test, fresh_since: float, dialect: str) -> Condition:
     """Translate a test.
 
     Args:
         test: what `elkeid.manager.filter.parse` gave.
         fresh_since: unix seconds; an older last heartbeat means offline.
+        dialect: ``sqlite`` or ``postgresql``.
+
+    Raises:
+        FilterError: a regular expression that PostgreSQL cannot run.
     """
-    compiler = _Compiler()
+    compiler = _COMPILERS[dialect]()
     sql = compiler.boolean(test)
     values = compiler.parameters.values
     if ":fresh_since" in sql:
@@ -75,7 +81,7 @@ def condition(test: Test, fresh_since: float) -> Condition:
     return Condition(sql, values, compiler.reads_documents)
 
 
-class _Compiler:
+class _Compiler(ABC):
     def __init__(self) -> None:
         self.parameters = _Parameters()
         self.reads_documents = False
@@ -88,7 +94,7 @@ class _Compiler:
             case Some(tests):
                 return self._joined(tests, " OR ") or "1 = 0"
             case Not(inner):
-                return f"NOT coalesce({self.boolean(inner)}, 0)"
+                return f"NOT coalesce({self.boolean(inner)}, false)"
         parts = test.path.parts
         column = COLUMNS.get(parts[0])
         if column is not None:
@@ -110,7 +116,7 @@ class _Compiler:
                 if kind == "bool":
                     alternatives = [f"{column} = {bind(value)}" for value in sorted(set(wanted))]
                 elif wanted:
-                    alternatives = [f"{column} IN {self._listed(wanted)}"]
+                    alternatives = [self._is_one_of(column, kind, wanted)]
                 if None in values:
                     alternatives.append(f"{column} IS NULL")
                 return " OR ".join(alternatives) or "1 = 0"
@@ -121,13 +127,31 @@ class _Compiler:
             case Matches(pattern=pattern):
                 if kind != "text":
                     return "1 = 0"
-                return f"{REGEXP}({bind(pattern)}, {column})"
+                return self._matches(column, pattern)
+
+    @abstractmethod
+    def _is_one_of(self, column: str, kind: str, values: Sequence[Any]) -> str:
+        """SQL for: a column of texts or numbers equals one of these."""
+
+    @abstractmethod
+    def _matches(self, text: str, pattern: str) -> str:
+        """SQL for: a text, or NULL, matches an RE2 pattern somewhere."""
+
+    @abstractmethod
+    def _on_document(self, test: IsIn | Orders | Matches) -> str:
+        """SQL for a test of something in the JSON document."""
+
+
+class _Sqlite(_Compiler):
+    def _is_one_of(self, column: str, kind: str, values: Sequence[Any]) -> str:
+        return f"{column} IN {self._listed(list(values))}"
+
+    def _matches(self, text: str, pattern: str) -> str:
+        return f"{REGEXP}({self.parameters.bind(pattern)}, {text})"
 
     def _listed(self, values: list[Any]) -> str:
         """One parameter whatever the number of values; numbers are read as documents' are."""
         return f"(SELECT value FROM json_each({self.parameters.bind(text_of(values))}))"  # noqa: S608
-
-    # From here on: JSON in SQLite's dialect.
 
     def _on_document(self, test: IsIn | Orders | Matches) -> str:
         document, parts = "agent_detail.document", test.path.parts
@@ -224,8 +248,7 @@ class _Compiler:
         return _Leaf(f"?.type IN {_NUMBERS} AND ?.value {relation} {number}")
 
     def _leaf_matches(self, test: Matches) -> "_Leaf":
-        pattern = self.parameters.bind(test.pattern)
-        return _Leaf(f"?.type = 'text' AND {REGEXP}({pattern}, ?.value)")
+        return _Leaf(f"?.type = 'text' AND {self._matches('?.value', test.pattern)}")
 
 
 @frozen
@@ -241,3 +264,84 @@ class _Leaf:
 
 
 _PRESENT = _Leaf(present=True)
+
+
+_INT64 = 1 << 63
+
+
+class _Postgres(_Compiler):
+    """Values are compared as ``jsonb``, which knows their types; ``AND`` promises no order."""
+
+    def _is_one_of(self, column: str, kind: str, values: Sequence[Any]) -> str:
+        if kind == "number":  # columns hold integers
+            values = [int(each) for each in values if each == int(each) and abs(each) < _INT64]
+        return f"{column} = ANY({self.parameters.bind(list(values))})"
+
+    def _matches(self, text: str, pattern: str) -> str:
+        return f'({text}) COLLATE "C" ~ {self._text(ere_of(pattern))}'
+
+    def _text(self, value: str) -> str:
+        return f"CAST({self.parameters.bind(value)} AS text)"
+
+    def _json(self, value: Any) -> str:
+        return f"CAST({self.parameters.bind(text_of(value))} AS jsonb)"
+
+    def _on_document(self, test: IsIn | Orders | Matches) -> str:
+        document, parts = "CAST(agent_detail.document AS jsonb)", test.path.parts
+        if isinstance(test, IsIn):
+            alternatives = []
+            if test.values:
+                wanted = f"(SELECT jsonb_array_elements({self._json(list(test.values))}))"
+                alternatives.append(self._somewhere(document, parts, f"? IN {wanted}", True))
+            if None in test.values:
+                present = self._somewhere(document, parts, "? IS NOT NULL", True)
+                alternatives.append(f"NOT ({present})")
+            return " OR ".join(f"({each})" for each in alternatives) or "1 = 0"
+        leaf = self._ordered(test) if isinstance(test, Orders) else self._matched(test)
+        return self._somewhere(document, parts, leaf, True)
+
+    def _ordered(self, test: Orders) -> str:
+        bound, relation = test.bound, test.relation
+        if isinstance(bound, str):
+            return (
+                "CASE WHEN jsonb_typeof(?) = 'string' THEN"
+                f" (? #>> '{{}}') COLLATE \"C\" {relation} {self._text(bound)} ELSE false END"
+            )
+        kind = "boolean" if isinstance(bound, bool) else "number"
+        return f"jsonb_typeof(?) = '{kind}' AND ? {relation} {self._json(bound)}"
+
+    def _matched(self, test: Matches) -> str:
+        matches = self._matches("? #>> '{}'", test.pattern)
+        return f"CASE WHEN jsonb_typeof(?) = 'string' THEN {matches} ELSE false END"
+
+    def _somewhere(self, source: str, parts: tuple[str, ...], leaf: str, root: bool) -> str:
+        """SQL for: a value that ``parts`` lead to in ``source`` satisfies ``leaf``.
+
+        Args:
+            source: SQL of a ``jsonb`` value, or NULL.
+            parts: names and indices.
+            leaf: SQL, ``?`` standing for the value.
+            root: the source is the document, which is an object.
+        """
+        row = f"e{len(self.parameters.values)}"
+        elements = (
+            f"jsonb_array_elements(CASE WHEN jsonb_typeof({source}) = 'array'"
+            f" THEN {source} ELSE '[]' END) AS {row}(value)"
+        )
+        if not parts:
+            here, there = leaf.replace("?", source), leaf.replace("?", f"{row}.value")
+            return f"({here}) OR EXISTS (SELECT 1 FROM {elements} WHERE {there})"  # noqa: S608
+        name, rest = parts[0], parts[1:]
+        key = self._text(name)
+        ways = [self._somewhere(f"({source} -> {key})", rest, leaf, False)]
+        if root:
+            return ways[0]
+        index = index_of(name)
+        if index is not None:
+            ways.append(self._somewhere(f"({source} -> {index})", rest, leaf, False))
+        inner = self._somewhere(f"({row}.value -> {key})", rest, leaf, False)
+        ways.append(f"EXISTS (SELECT 1 FROM {elements} WHERE {inner})")  # noqa: S608
+        return " OR ".join(f"({way})" for way in ways)
+
+
+_COMPILERS: Mapping[str, type[_Compiler]] = {"sqlite": _Sqlite, "postgresql": _Postgres}

@@ -16,6 +16,8 @@ SCRIPTS = Path(__file__).parent.parent / "migrations"
 def migrate(database: Database) -> bool:
     """Apply the migrations that a database lacks, in one transaction.
 
+    Of several processes that start at once one migrates, and the others wait for it.
+
     Returns:
         Whether there was anything to do.
 
@@ -24,7 +26,7 @@ def migrate(database: Database) -> bool:
             it was left as it was.
     """
     with database.reading() as connection:
-        revision = _revision(connection, database.path)
+        revision = _revision(connection, database.name)
     if revision == HEAD_REVISION:
         return False
     # Loaded only when there is something to do: it takes a third of a second.
@@ -40,27 +42,28 @@ def migrate(database: Database) -> bool:
             ScriptDirectory.from_config(config).get_revision(revision)
         except CommandError as error:
             raise StoreError(
-                f"{database.path} was made by a newer version (schema {revision}, this one knows "
+                f"{database.name} was made by a newer version (schema {revision}, this one knows "
                 f"up to {HEAD_REVISION}): install that version, or restore an older copy"
             ) from error
     try:
-        with database.writing() as connection:
+        with database.migrating() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:
         raise StoreError(
-            f"{database.path}: migration to schema {HEAD_REVISION} failed ({error.orig}); "
+            f"{database.name}: migration to schema {HEAD_REVISION} failed "
+            f"({' '.join(str(error.orig).split())}); "
             "it was left as it was"
         ) from error
     return True
 
 
-def _revision(connection: Connection, path: Path) -> str | None:
+def _revision(connection: Connection, name: str) -> str | None:
     tables = set(inspect(connection).get_table_names())
     if "alembic_version" not in tables:
         if tables:
             raise StoreError(
-                f"{path} is a database of another program: set manager.database to a new file"
+                f"{name} is a database of another program: set manager.database to a new one"
             )
         return None
     row: Any = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()

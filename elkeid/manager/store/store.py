@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
@@ -25,7 +25,8 @@ THREADS = READERS + 1
 WAITING_LIMIT = 500
 """Queries in progress or waiting; beyond, requests are refused instead of piling up."""
 
-_OF_THE_DISK = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY", "SQLITE_CANTOPEN")
+TRIES = 5
+"""Of a write that meets other Managers' locks crosswise; the second one nearly always works."""
 
 
 class StoreBusy(StoreError):
@@ -78,12 +79,13 @@ class Store:
         self._idle: list[Deferred[None]] = []
         self._open = False
         self._failure = ""  # of the last write
+        self._trouble = ""  # of the last query, if the database itself failed
 
     def problems(self) -> list[str]:
         """Why queries cannot be served, for ``/ready``."""
         if not self._open:
             return ["the database is not open"]
-        return [self._failure] if self._failure else []
+        return list(dict.fromkeys(each for each in (self._trouble, self._failure) if each))
 
     @property
     def pending(self) -> int:
@@ -133,14 +135,23 @@ class Store:
     ) -> T:
         """Run a query in a transaction of its own, after the writes before it.
 
+        It runs again if its transaction was undone because it and one of another Manager each
+        waited for the other.
+
         Raises:
             StoreBusy: too many wait.
             StoreFailed: the database refused it; nothing was changed.
         """
 
         def work() -> T:
-            with self._database.writing() as connection:
-                return query(connection, *args, **kwargs)
+            for left in reversed(range(TRIES)):
+                try:
+                    with self._database.writing() as connection:
+                        return query(connection, *args, **kwargs)
+                except DBAPIError as error:
+                    if not left or not self._database.may_retry(error):
+                        raise
+            raise AssertionError("unreachable")
 
         self._admit()
         try:
@@ -156,14 +167,17 @@ class Store:
             raise StoreBusy("the database has too much to do; try again")
         self._pending += 1
 
-    def _report(self, failure: Failure) -> None:
-        """Say what is wrong with the disk in one line; log whole what must be a bug."""
-        cause = getattr(failure.value, "orig", None)
-        name = str(getattr(cause, "sqlite_errorname", ""))
-        if name.startswith(_OF_THE_DISK):
-            self.log.error("the database refused a query: {cause} ({name})", cause=cause, name=name)
-        else:
+    def _report(self, failure: Failure) -> str:
+        """Say what is wrong with the database in one line; log whole what must be a bug."""
+        error = failure.value
+        if not isinstance(error, DBAPIError) or not self._database.is_trouble(error):
             self.log.failure("the database refused a query", failure)
+            return "the database refused a query, see the log"
+        cause = " ".join(str(error.orig).split())
+        told, self._trouble = self._trouble, f"the database failed: {cause}"
+        if self._trouble != told:  # once, however many queries meet it
+            self.log.error("the database failed: {cause}; trying on", cause=cause)
+        return self._trouble
 
     def _watch(self, work: "Deferred[T]") -> "Deferred[T]":
         """A Deferred that may be given up without giving up the work."""
@@ -172,8 +186,10 @@ class Store:
         def ended(result: T | Failure) -> None:
             self._pending -= 1
             if isinstance(result, Failure) and result.check(SQLAlchemyError):
-                self._report(result)
-                result = Failure(StoreFailed("the database refused a query, see the log"))
+                result = Failure(StoreFailed(self._report(result)))
+            elif self._trouble and not isinstance(result, Failure):
+                self.log.info("the database works again")
+                self._trouble = ""
             if self._pending == 0:
                 idle, self._idle = self._idle, []
                 for each in idle:
