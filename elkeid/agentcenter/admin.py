@@ -1,4 +1,4 @@
-"""``/admin/drain``: take a gateway out of service, and see how far that is.
+"""``/admin/drain``: take a gateway out of service, see how far that is, and take it back.
 
 Source: docs/protocol.md, "AgentCenter API".
 """
@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from elkeid.agentcenter.drain import Drain, DrainState
 from elkeid.agentcenter.gateway import Gateway
+from elkeid.errors import OperatorError
 from elkeid.web.refusals import CodedRefusal
 from elkeid.web.routes import AuthKind, Call, Routes
 
@@ -65,6 +66,15 @@ class AdminRoutes:
             )
         then = self._leave if call.body.then == "exit" else None
         self._drain.begin(call.body.deadline, then)
+        return self._show()
+
+    @routes.post("/undrain", answer=DrainAnswer, summary="Take agents again")
+    async def undrain(self, call: Call) -> DrainAnswer:
+        """At once, also in the middle of a drain; a gateway that serves goes on."""
+        try:
+            self._drain.undo()
+        except OperatorError as error:
+            raise CodedRefusal(3, str(error)) from error
         return self._show()
 
     @routes.get("/drain", answer=DrainAnswer, summary="How far a drain is")

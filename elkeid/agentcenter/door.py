@@ -193,17 +193,18 @@ class Door(Factory):
     # --- the port
 
     def open(self) -> IListeningPort:
-        """Open the port.
+        """Open the port, for the first time or after `close`.
 
         Raises:
             OperatorError: it cannot be opened.
         """
-        self._open = True
         self._port = self._listen(self)
+        self._open = True
+        self.handshakes = Handshakes(self._clock, self._settings.handshake_rate)
         return self._port  # type: ignore[no-any-return]
 
     def close(self) -> Deferred[None]:
-        """Close the port for good, and forget who waits for a turn."""
+        """Close the port until it is opened again, and forget who waits for a turn."""
         self._open = False
         if self._reopen is not None:
             self._reopen.cancel()
@@ -224,6 +225,11 @@ class Door(Factory):
     def is_open(self) -> bool:
         """Whether agents find an open port here."""
         return self._port is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the port was closed by `close`, and not for a full house."""
+        return not self._open
 
     @property
     def full(self) -> bool:

@@ -9,6 +9,9 @@ In this order, within a deadline:
    address at all counts failures, and ends itself at the seventh.
 3. Every connection is told goodbye, spread over the time left, and read to its end.
 
+A drain can be undone as long as the process lives: agents that were told goodbye stay away, new
+ones are taken.
+
 Source: docs/protocol.md, "AgentCenter API" and "What agents do".
 """
 
@@ -52,6 +55,7 @@ class Drain:
         name: under which agents look for it.
         address: under which it is registered; host and port.
         close_port: closes the agents' port; called again, it does nothing.
+        open_port: opens it again, and registers it again, where either was undone.
         clock: for deadlines.
         siblings: whether other processes of this host share the port: they take its agents, and
             another process registers the address for all of them.
@@ -67,12 +71,14 @@ class Drain:
         name: str,
         address: tuple[str, int],
         close_port: Callable[[], Awaitable[None]],
+        open_port: Callable[[], None],
         clock: IReactorTime,
         siblings: bool = False,
     ) -> None:
         self._siblings = siblings
         self._gateway, self._discovery, self._clock = gateway, discovery, clock
-        self._name, self._address, self._close_port = name, address, close_port
+        self._name, self._address = name, address
+        self._close_port, self._open_port = close_port, open_port
         self.state = DrainState.SERVING
         self.end = 0.0  # seconds of the clock; when it must be over
         self._running: Deferred[None] | None = None
@@ -81,6 +87,24 @@ class Drain:
         """Drain within ``seconds``; afterwards call ``then``, or stay as it is, drained."""
         self._running = Deferred.fromCoroutine(self._run(seconds, then))
         self._running.addErrback(lambda failure: self.log.failure("drain failed", failure))
+
+    def undo(self) -> None:
+        """Take agents again, and tell ServiceDiscovery; where nothing is drained, do nothing.
+
+        Raises:
+            OperatorError: the agents' port cannot be opened; it stays as it is.
+        """
+        if self.state is DrainState.SERVING:
+            return
+        self._open_port()
+        if self._running is not None:
+            self._running.cancel()
+        gateway = self._gateway
+        gateway.draining, gateway.closed, gateway.farewell = None, False, None
+        self.state = DrainState.SERVING
+        self.log.info("serving again; {n} connections stayed", n=len(gateway.links))
+        told = Deferred.fromCoroutine(self._discovery.renew())
+        told.addErrback(lambda failure: self.log.failure("cannot tell of it", failure))
 
     async def finish(self, seconds: float) -> None:
         """Drain within ``seconds`` because the process stops; one under way is cut short."""

@@ -220,6 +220,7 @@ class AgentCenterRole:
             name=GRPC_NAME,
             address=(self._address, settings.agentcenter.grpc_port),
             close_port=self.door.close,
+            open_port=self._take_agents,
             clock=reactor,
             siblings=worker is not None and worker.of > 1,
         )
@@ -308,9 +309,7 @@ class AgentCenterRole:
             setting="agentcenter.http_port",
             tls=self._api_tls,
         )
-        self.door.open()
-        if self._worker is None:  # else one process does so for all workers
-            self._discovery.register(GRPC_NAME, self._address, settings.grpc_port, self._load)
+        self._take_agents()
         self._discovery.register(HTTP_NAME, self._address, settings.http_port, self._load)
         self._discovery.watch(HTTP_NAME, self.configs.peers.changed)
         self._registered = True
@@ -324,6 +323,15 @@ class AgentCenterRole:
         self._neighbours.start()
         self.silence.start()
         self.lateness.start()
+
+    def _take_agents(self) -> None:
+        """Open the agents' port and let ServiceDiscovery list it, unless it is so."""
+        if self.door.is_closed:
+            self.door.open()
+        # Several workers of a host have one process that does so for all of them.
+        if self._worker is None and not self._discovery.registers(GRPC_NAME):
+            port = self._settings.agentcenter.grpc_port
+            self._discovery.register(GRPC_NAME, self._address, port, self._load)
 
     def renew_keys(self, keys: Keys) -> None:
         """Shake hands with these from now on; streams go on."""

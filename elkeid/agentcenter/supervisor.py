@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elkeid.agentcenter.drain import DrainState
 from elkeid.agentcenter.service import GRPC_NAME
 from elkeid.config import Settings, dialled_from_here, join_endpoint
 from elkeid.discovery.client import DiscoveryClient
@@ -41,9 +42,14 @@ TOLD: Final = "elkeid: "  # begins what `elkeid.process.tell_operator` writes
 LINE_BYTES: Final = 64 << 10  # of a worker's log; a longer line is cut
 
 
-class _Count(msgspec.Struct):
+class _Load(msgspec.Struct):
+    agents: int
+    state: str
+
+
+class _LoadAnswer(msgspec.Struct):
     code: int
-    data: int
+    data: _Load
 
 
 class WorkersRole:
@@ -97,7 +103,8 @@ class WorkersRole:
 
     def load(self) -> tuple[int, dict[str, Any] | None]:
         """Weight and extra of the agents' port: sums over the workers that serve."""
-        loads = [seat.load for seat in self.seats if seat.load is not None]
+        serving = [seat for seat in self.seats if not seat.draining]
+        loads = [seat.load for seat in serving if seat.load is not None]
         limit = self._settings.agentcenter.connection_limit * max(len(loads), 1)
         return sum(loads), {LIMIT: limit, DRAINING: self.stopping or not loads}
 
@@ -167,6 +174,7 @@ class Seat:
         self._failures = 0
         self._began = 0.0
         self.load: int | None = None  # agents, while it answers
+        self.draining = False  # by a request of its own: it takes no agents
         self.over = False  # it left, and is not started again
         self.serving: Deferred[None] = Deferred()  # fires when it serves for the first time
         self._told = ""  # what the process said to its operator
@@ -185,12 +193,14 @@ class Seat:
         return None if self._process is None else self._process.pid
 
     async def _ask(self) -> None:
-        url = f"https://{self._role.place(self.worker)}/conn/count"
+        url = f"https://{self._role.place(self.worker)}/admin/drain"
         try:
             while True:
                 try:
                     reply = await self._role.http.get(url, seconds=ANSWER_SECONDS)
-                    self.load = reply.decode(_Count).data
+                    answer = reply.decode(_LoadAnswer).data
+                    self.load = answer.agents
+                    self.draining = answer.state != DrainState.SERVING
                 except CallFailed:
                     self.load = None
                     if self._late():
@@ -222,7 +232,7 @@ class Seat:
 
     def ended(self, reason: Any) -> None:
         """The process is gone."""
-        self._process, self.load = None, None
+        self._process, self.load, self.draining = None, None, False
         if self._asking is not None:
             self._asking.cancel()
         if self._ended is not None:

@@ -9,6 +9,7 @@ What was last known stays in use while no member answers: a silent registry stop
     await client.answers(name)              each member's present order, None where it is silent
     await client.leads_elsewhere(name, ip, port)    do all members name another one first?
     client.room_elsewhere(name, ip, port)   does the last known good answer list room elsewhere?
+    client.registers(name)                  is an instance of a name kept registered?
     await client.renew()                    tell every member the present load at once
     await client.deregister(name)           give back the leases of one name
 
@@ -149,6 +150,10 @@ class DiscoveryClient:
             renewal = _Renewal(self._clock, self._http, member, body, load)
             self._renewals.append(renewal)
             renewal.loop.start()
+
+    def registers(self, name: str) -> bool:
+        """Whether an instance of a name is being kept registered."""
+        return any(renewal.name == name for renewal in self._renewals)
 
     async def renew(self) -> None:
         """Tell every member the present loads, and return when each has answered or failed."""

@@ -13,6 +13,7 @@ from elkeid.config import AgentCenterSettings, Settings
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.discovery.service import DiscoveryRole
+from elkeid.errors import OperatorError
 from elkeid.web.client import Credentials
 from elkeid.wire.grpc import Status
 from tests.agentcenter.face import Face
@@ -42,6 +43,8 @@ class DrainTests(SynchronousTestCase):
             AgentCenterSettings(), log_like, self.clock, lambda: WALL, self.clock.seconds
         )
         self.closed_at: list[float] = []
+        self.opened_at: list[float] = []
+        self.port_fault: OperatorError | None = None
         self.discovery = self.client()
         self.drain = Drain(
             self.gateway,
@@ -49,6 +52,7 @@ class DrainTests(SynchronousTestCase):
             name=NAME,
             address=HERE,
             close_port=self.close_port,
+            open_port=self.open_port,
             clock=self.clock,
         )
         self.discovery.register(NAME, *HERE, self.load)
@@ -75,6 +79,14 @@ class DrainTests(SynchronousTestCase):
     async def close_port(self) -> None:
         """Note when."""
         self.closed_at.append(self.seconds())
+
+    def open_port(self) -> None:
+        """Note when, and be registered again."""
+        if self.port_fault is not None:
+            raise self.port_fault
+        self.opened_at.append(self.seconds())
+        if not self.discovery.registers(NAME):
+            self.discovery.register(NAME, *HERE, self.load)
 
     def leave(self) -> None:
         """Note when the process would stop."""
@@ -263,6 +275,79 @@ class DrainTests(SynchronousTestCase):
         self.advance(700)
         self.assertEqual(self.left, [])
         self.successResultOf(self.finish(6.3))  # drained already
+
+    def test_undone_when_drained(self) -> None:
+        """It is listed again, its port open, and takes agents; it can be drained once more."""
+        self.other()
+        self.join(3)
+        self.drain.begin(10)
+        self.advance(11)
+        self.assertEqual((self.drain.state, self.listed()), (DrainState.DRAINED, [THERE[0]]))
+        self.drain.undo()
+        self.network.flush()
+        self.assertEqual((self.drain.state, len(self.opened_at)), (DrainState.SERVING, 1))
+        self.assertEqual(sorted(self.listed()), [HERE[0], THERE[0]])
+        (record,) = [
+            each
+            for each in self.sd.registry.records(NAME, self.network.wall())
+            if each.ip == HERE[0]
+        ]
+        self.assertIs((record.extra or {})["draining"], False)
+        new = Host(self.gateway)
+        stream = new.open()
+        new.send(stream, batch("new", 1))
+        self.assertIsNone(new.ended(stream))
+        self.hosts.append(new)
+        self.advance(70)
+        self.assertFalse(new.lost)
+        self.drain.begin(10)
+        self.advance(11)
+        self.assertEqual(self.drain.state, DrainState.DRAINED)
+        self.assertTrue(new.lost)
+        self.assertEqual(len(self.closed_at), 2)
+
+    def test_undone_on_the_way(self) -> None:
+        """Agents that were not told goodbye yet stay, and nothing is done at the deadline."""
+        self.other()
+        self.join(50)
+        self.drain.begin(60, self.leave)
+        self.advance(27)
+        self.drain.undo()
+        gone = self.gone()
+        self.assertTrue(20 < gone < 30, gone)
+        self.advance(60)
+        self.assertEqual((self.gone(), self.left), (gone, []))
+        self.assertEqual(self.drain.state, DrainState.SERVING)
+
+    def test_undone_where_no_other_had_room(self) -> None:
+        """The port was open and refused streams; it takes them again."""
+        self.join(1)
+        self.drain.begin(5)
+        self.advance(6)
+        self.drain.undo()
+        new = Host(self.gateway)
+        stream = new.open()
+        self.assertIsNone(new.ended(stream))
+        self.other()  # no longer a reason to close the port
+        self.advance(5)
+        self.assertEqual(self.closed_at, [])
+
+    def test_api_undrain(self) -> None:
+        """It answers how things are now; a port that cannot be opened leaves them as they were."""
+        status, body = self.face.ask("POST", "/admin/undrain")
+        self.assertEqual((status, body["data"]["state"], self.opened_at), (200, "serving", []))
+        self.other()
+        self.face.ask("POST", "/admin/drain", {"deadline": 1})
+        self.advance(2)
+        self.port_fault = OperatorError("agentcenter.grpc_port: 6751 is in use")
+        status, body = self.face.ask("POST", "/admin/undrain")
+        self.assertEqual((status, body["code"]), (200, 3))
+        self.assertIn("in use", body["data"])
+        self.assertEqual(self.face.ask("GET", "/admin/drain")[1]["data"]["state"], "drained")
+        self.port_fault = None
+        self.assertEqual(self.face.ask("POST", "/admin/undrain")[0], 200)
+        self.assertEqual(self.drain.state, DrainState.SERVING)
+        self.assertEqual(self.face.ask("POST", "/admin/undrain", signed=False)[0], 403)
 
     def test_api(self) -> None:
         """Begun once, then 409; progress can be asked for."""

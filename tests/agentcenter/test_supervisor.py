@@ -62,11 +62,12 @@ class WorkerApi:
 
     def __init__(self) -> None:
         self.agents = 0
+        self.state = "serving"
 
-    @routes.get("/conn/count", summary="Agents")
-    async def count(self, call: Call) -> int:
+    @routes.get("/admin/drain", summary="Agents, and whether more are taken")
+    async def show(self, call: Call) -> object:
         """As told."""
-        return self.agents
+        return {"state": self.state, "connections": 0, "agents": self.agents, "seconds": 0}
 
 
 class SupervisorTests(SynchronousTestCase):
@@ -186,6 +187,13 @@ class SupervisorTests(SynchronousTestCase):
         self.network.advance(6)
         weight, extra = self.record()
         self.assertEqual((weight, extra["limit"]), (3, 10_000))
+        self.apis[0].state = "drained"  # and takes nobody until that is undone
+        self.network.advance(8)
+        weight, extra = self.record()
+        self.assertEqual((weight, extra["draining"]), (0, True))
+        self.apis[0].state = "serving"
+        self.network.advance(8)
+        self.assertEqual((self.record()[0], self.record()[1]["draining"]), (3, False))
         self.kill(0)
         self.network.advance(6)
         self.assertEqual((self.record()[0], self.record()[1]["draining"]), (0, True))
