@@ -23,7 +23,8 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
-from elkeid.manager.host_api import HostRoutes
+from elkeid.manager.exports import Exports
+from elkeid.manager.host_api import HostExportRoutes, HostRoutes
 from elkeid.manager.hosts import Hosts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
@@ -140,6 +141,15 @@ class ManagerRole:
             wall,
             manager.upload_quota_bytes,
         )
+        self.exports = Exports(
+            settings.server.data_dir / "exports",
+            self.store,
+            threads,
+            reactor,
+            wall=wall,
+            quota=manager.export_quota_bytes,
+            seconds=manager.export_seconds,
+        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
@@ -151,9 +161,10 @@ class ManagerRole:
             UserRoutes(self.access, self.metrics),
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
-            DownloadRoutes(self.uploads),
+            DownloadRoutes(self.uploads, self.exports),
             TagRoutes(hosts, self.store),
-            HostRoutes(self.agents, threads, wall),
+            HostRoutes(self.agents, threads),
+            HostExportRoutes(hosts, self.exports),
             *inner,
         ]
         self.api = self._face(groups)
@@ -187,6 +198,7 @@ class ManagerRole:
         await self.access.start()
         await self.agents.start()
         await self.uploads.start()
+        await self.exports.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -221,6 +233,7 @@ class ManagerRole:
             site.close()
         await stop_each(
             self.log,
+            self.exports.stop,
             self.news.stop,
             self.tag_news.stop,
             self.polls.stop,

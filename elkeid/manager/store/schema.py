@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -140,4 +140,14 @@ upload = Table(
     Column("sha256", String(64), nullable=False),  # hexadecimal
     Column("size", BigInteger, nullable=False),  # bytes
     Column("created_at", BigInteger, nullable=False),  # unix seconds
+)
+
+export_file = Table(
+    "export_file",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("user_id", Integer, nullable=False),  # who may fetch it, beside administrators
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
+    Column("expires_at", BigInteger, nullable=False, index=True),
 )
