@@ -5,6 +5,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +44,13 @@ class CsvArchive:
     def __init__(self, path: Path, name: str, header: Sequence[str]) -> None:
         self.path = path
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
+        self._entry = self._archive.open(name, "w", force_zip64=True)
         try:
-            self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
-            self._entry = self._archive.open(name, "w", force_zip64=True)
             self._entry.write(BOM)
             self.add([header])
-        except BaseException:
-            self._file.close()
+        except OSError:
+            self.discard()
             raise
 
     def add(self, rows: Iterable[Sequence[object]]) -> int:
@@ -71,5 +72,8 @@ class CsvArchive:
 
     def discard(self) -> None:
         """Remove it, finished or not."""
-        self._file.close()
+        # The archive insists on being whole when it is closed.
+        for close in (self._entry.close, self._archive.close, self._file.close):
+            with suppress(OSError, ValueError):
+                close()
         self.path.unlink(missing_ok=True)

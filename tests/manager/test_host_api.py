@@ -378,6 +378,7 @@ class ExportLimitTests(ExportCase):
         with patch.object(exports.CsvArchive, "add", side_effect=OSError(28, "No space left")):
             events = self.export({"conditions": {}})
         self.assertEqual([each["status"] for each in events], ["init", "failed"])
+        self.assertEqual(self.folder(), [])
 
 
 class SlowExportTests(ExportCase):
