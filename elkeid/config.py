@@ -199,6 +199,17 @@ def database_url(_: object, __: object, value: Any) -> None:
         )
 
 
+def syslog_url(_: object, __: object, value: Any) -> None:
+    """Accept where a syslog server listens, or none at all."""
+    if value is None:
+        return
+    kind, separator, rest = value.partition("://") if isinstance(value, str) else ("", "", "")
+    if separator and kind in ("udp", "tcp"):
+        split_endpoint(rest)
+    elif not (separator and kind == "unix" and rest.startswith("/")):
+        raise ValueError('must be "udp://HOST:PORT", "tcp://HOST:PORT" or "unix:///PATH"')
+
+
 PRIVATE_NETWORKS = (
     "127.0.0.0/8",
     "10.0.0.0/8",
@@ -318,6 +329,15 @@ class ManagerSettings:
     database: str | None = field(default=None, validator=database_url, repr=False)
     database_password_file: Path | None = field(default=None, validator=optional_path)
     token_seconds: float = _seconds(7200, 60, 30 * 86400)  # sliding life of a login token
+    token_max_seconds: float = _seconds(7 * 86400, 60, 365 * 86400)  # used or not
+    login_tries: int = _number(5, 3, 100)  # failures of a user from an address before it waits
+    lockout_seconds: float = _seconds(900, 60, 86400)  # the longest wait
+    password_characters: int = _number(12, 8, 128)  # the fewest of a new password
+    password_history: int = _number(5, 0, 24)  # last passwords that cannot be set again
+    password_seconds: float = _seconds(0, 0, 10 * 365 * 86400)  # its longest life; 0: endless
+    require_old_password: bool = field(default=False, validator=boolean)
+    audit_seconds: float = _seconds(2 * 365 * 86400, 86400, 100 * 365 * 86400)
+    audit_syslog: str | None = field(default=None, validator=syslog_url)
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
     poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
     inner_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
@@ -325,8 +345,6 @@ class ManagerSettings:
     drop_hosts: int = _number(5, 0, 1_000_000)  # may lose most plugins within drop_seconds
     drop_seconds: float = _seconds(600, 1, 86400)
     upload_quota_bytes: int = _number(10 * GiB, MiB, 1 << 50)  # all files of agents together
-    export_quota_bytes: int = _number(4 * GiB, MiB, 1 << 50)  # all exported files together
-    export_seconds: float = _seconds(86400, 60, 30 * 86400)  # life of an exported file
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
     members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
 

@@ -357,6 +357,18 @@ class ManagerMetrics:
         self.logins = Counter(
             "elkeid_manager_logins", "Logins by outcome", ["outcome"], registry=registry
         )
+        self.audit = Counter(
+            "elkeid_manager_audit",
+            "Entries of the audit log by kind, and what is not in it",
+            ["outcome"],
+            registry=registry,
+        )
+        self.audit_heads = Counter(
+            "elkeid_manager_audit_heads",
+            "Heads of the audit log for syslog, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
 
 
 @frozen(kw_only=True)

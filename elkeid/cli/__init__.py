@@ -22,7 +22,8 @@ from elkeid.workers import MOST, Worker, settings_of
 COMMANDS = {
     "init": ("elkeid.cli.init", "Set up a server for a network in one step."),
     "keys": ("elkeid.cli.keys", "Make keys, and take them to other machines."),
-    "user": ("elkeid.cli.user", "Add users of the Manager."),
+    "user": ("elkeid.cli.user", "Add, list, delete, reset and unlock users of the Manager."),
+    "audit": ("elkeid.cli.audit", "Check the audit log."),
     "call": ("elkeid.cli.call", "Call a gateway's HTTP API, signed, and print its answer."),
     "limits": (
         "elkeid.cli.limits",

@@ -1,7 +1,6 @@
-"""Who may come in: logins, tokens that live while they are used, passwords, the first admin."""
+"""Who may come in: tokens that live while they are used, and the first admin."""
 
 import re
-import secrets
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -11,23 +10,24 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from elkeid.errors import RequestRefused
-from elkeid.manager.passwords import Passwords, check_new_password, random_password
+from elkeid.config import ManagerSettings
+from elkeid.errors import RequestRefused, StoreError
+from elkeid.manager.audit import AuditLog
+from elkeid.manager.passwords import Passwords, random_password
 from elkeid.manager.roles import ADMIN_LEVEL
-from elkeid.manager.store.store import Store, StoreBusy, StoreFailed, Threads
-from elkeid.manager.store.users import (
-    User,
-    add_token,
-    add_user,
+from elkeid.manager.store.audit import CALL
+from elkeid.manager.store.logins import purge_failures
+from elkeid.manager.store.store import Store, Threads
+from elkeid.manager.store.tokens import (
+    SessionRow,
     find_session,
-    find_user,
-    has_level,
     remove_tokens,
-    set_password,
+    sessions_of,
     slide_tokens,
 )
-from elkeid.manager.throttle import LoginThrottle
+from elkeid.manager.store.users import User, add_user, end_sessions, find_user, has_level
 from elkeid.private_files import write_new_private
+from elkeid.web.plain import Networks
 from elkeid.welcome import ADMIN, ADMIN_PASSWORD_FILE
 
 FLUSH_SECONDS = 30.0
@@ -39,15 +39,18 @@ TOKEN_BYTES = 32
 TOKEN_CHARACTERS = 256
 """A longer header is no token of ours and is not looked up."""
 
+SESSION_ID_CHARACTERS = 16
+"""Of a token's hash, to name a session in lists: it opens nothing."""
+
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}\Z")
 
 
-class LoginRefused(RequestRefused):
-    """User or password are wrong, or it is too early to try again."""
-
-
 class TokenRefused(RequestRefused):
-    """No token, or none that lives."""
+    """No token, or none that lives; ``user`` is whose it was, if that is known."""
+
+    def __init__(self, reason: str, user: User | None = None) -> None:
+        self.user = user
+        super().__init__(reason)
 
 
 @frozen
@@ -69,8 +72,13 @@ def hash_of(token: str) -> str:
     return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def may_come_from(user: User, peer: str) -> bool:
+    """Say whether a user may come from this address."""
+    return not user.networks or peer in Networks(user.networks)
+
+
 class Access:
-    """Decides who may come in.
+    """Knows who the bearer of a token is.
 
     Args:
         store: open.
@@ -78,7 +86,8 @@ class Access:
         threads: for the file with the first password.
         clock: for writing back the use of tokens.
         wall: seconds since the epoch.
-        token_seconds: life of a token after its last use.
+        settings: of the Manager.
+        audit: notes the first admin.
         keys_dir: where the first password lies until it is changed.
     """
 
@@ -92,13 +101,13 @@ class Access:
         clock: IReactorTime,
         *,
         wall: Callable[[], float],
-        token_seconds: float,
+        settings: ManagerSettings,
+        audit: AuditLog,
         keys_dir: Path,
     ) -> None:
         self._store, self._passwords, self._threads = store, passwords, threads
-        self._wall, self._token_seconds = wall, token_seconds
+        self._wall, self._settings, self._audit = wall, settings, audit
         self._password_file = keys_dir / ADMIN_PASSWORD_FILE
-        self._throttle = LoginThrottle()
         self._used: dict[str, float] = {}  # token hash -> end of life, not yet stored
         self._flushing = LoopingCall(self._flush)
         self._flushing.clock = clock
@@ -124,7 +133,12 @@ class Access:
         password = random_password()
         await self._threads.run(self._write_password, password)
         stored = await self._passwords.hash(password)
-        await self._store.write(add_user, ADMIN, ADMIN_LEVEL, stored, int(self._wall()))
+        entry = self._audit.entry(
+            CALL, username="system", objects=(ADMIN,), note="first start: made an administrator"
+        )
+        await self._audit.with_effect(
+            entry, add_user, ADMIN, ADMIN_LEVEL, stored, int(self._wall())
+        )
         self.log.info(
             "first start: made user {name}, its password is in {file}",
             name=ADMIN,
@@ -136,31 +150,14 @@ class Access:
         self._password_file.unlink(missing_ok=True)
         write_new_private(self._password_file, f"{password}\n".encode())
 
-    async def login(self, username: str, password: str, peer: str) -> str:
-        """Check a password and give a new token.
-
-        Args:
-            username: as typed; case matters.
-            password: as typed.
-            peer: IP address of the client.
-
-        Raises:
-            LoginRefused: the same words whether the user exists or not.
-            StoreBusy: too many logins at once.
-        """
-        wait = self._throttle.wait(username, peer, self._wall())
-        if wait > 0:
-            raise LoginRefused(f"too many failed logins, try again in {wait:.0f} s")
-        user = await self._store.read(find_user, username)
-        right = await self._passwords.verify(None if user is None else user.password, password)
-        if user is None or not right:
-            self._throttle.failed(username, peer, self._wall())
-            raise LoginRefused("verify password failed")
-        self._throttle.succeeded(username, peer)
-        token, now = secrets.token_urlsafe(TOKEN_BYTES), self._wall()
-        expires_at = now + self._token_seconds
-        await self._store.write(add_token, hash_of(token), user.id, int(now), expires_at)
-        return token
+    async def forget_first_password(self, username: str) -> None:
+        """Remove the file with the first password, once it is that user's no more."""
+        if username != ADMIN:
+            return
+        try:
+            await self._threads.run(self._password_file.unlink, True)
+        except OSError:
+            self.log.failure("{file} must be removed by hand", file=str(self._password_file))
 
     async def identify(self, token: str | None) -> Identity:
         """The user of a token, which lives on from now.
@@ -175,39 +172,64 @@ class Access:
         token_hash = hash_of(token)
         session = await self._store.read(find_session, token_hash)
         now = self._wall()
-        if session is None or max(session.expires_at, self._used.get(token_hash, 0)) <= now:
+        if session is None:
+            self._used.pop(token_hash, None)
             raise TokenRefused("token: invalid or expired")
-        self._used[token_hash] = now + self._token_seconds
+        expires_at = max(session.expires_at, self._used.get(token_hash, 0))
+        if min(expires_at, session.created_at + self._settings.token_max_seconds) <= now:
+            raise TokenRefused("token: invalid or expired", session.user)
+        self._used[token_hash] = now + self._settings.token_seconds
         return Identity(session.user, token_hash)
+
+    def must_change_password(self, user: User) -> bool:
+        """Say whether a user's password has become too old."""
+        most = self._settings.password_seconds
+        return bool(most) and self._wall() - user.password_update_time >= most
 
     async def logout(self, identity: Identity) -> None:
         """End a token."""
         await self._store.write(remove_tokens, [identity.token_hash])
         self._used.pop(identity.token_hash, None)
 
-    async def change_password(self, identity: Identity, password: str) -> None:
-        """Set the caller's password, and end all tokens of the user but this one.
+    async def sessions(self, identity: Identity) -> list[SessionRow]:
+        """The caller's tokens that live."""
+        rows = await self._store.read(sessions_of, identity.user.id)
+        oldest = self._wall() - self._settings.token_max_seconds
+        shown = [
+            SessionRow(
+                row.token_hash,
+                row.created_at,
+                max(row.expires_at, self._used.get(row.token_hash, 0)),
+                row.peer,
+            )
+            for row in rows
+            if row.created_at > oldest
+        ]
+        return [row for row in shown if row.expires_at > self._wall()]
 
-        Raises:
-            PasswordRefused: it is too weak.
+    async def revoke(self, identity: Identity, session_id: str | None) -> int:
+        """End one of the caller's tokens, or all but the one that asks.
+
+        Returns:
+            How many ended.
         """
-        user = identity.user
-        check_new_password(user.username, password)
-        stored = await self._passwords.hash(password)
-        await self._store.write(
-            set_password, user.id, stored, identity.token_hash, int(self._wall())
-        )
-        if user.username == ADMIN:
-            try:
-                await self._threads.run(self._password_file.unlink, True)
-            except OSError:
-                self.log.failure("{file} must be removed by hand", file=str(self._password_file))
+        rows = await self.sessions(identity)
+        if session_id is None:
+            await self._store.write(end_sessions, identity.user.id, identity.token_hash)
+            return len(rows) - 1
+        meant = [
+            row.token_hash for row in rows if row.token_hash[:SESSION_ID_CHARACTERS] == session_id
+        ]
+        await self._store.write(remove_tokens, meant)
+        return len(meant)
 
     async def _flush(self) -> None:
         used, self._used = self._used, {}
+        now, settings = self._wall(), self._settings
         try:
-            await self._store.write(slide_tokens, used, self._wall())
-        except (StoreBusy, StoreFailed):
+            await self._store.write(slide_tokens, used, now, now - settings.token_max_seconds)
+            await self._store.write(purge_failures, int(now - settings.lockout_seconds))
+        except StoreError:
             self._used = used | self._used  # next time
         except Exception:  # a LoopingCall ends for good at the first error
             self.log.failure("the use of tokens could not be stored; trying on")

@@ -5,21 +5,25 @@ from typing import Any
 
 from elkeid import __version__
 from elkeid.errors import StoreError
-from elkeid.manager.access import Access, Identity, LoginRefused, TokenRefused
+from elkeid.manager.access import Access, Identity, TokenRefused, may_come_from
+from elkeid.manager.accounts import UserRefused
+from elkeid.manager.audit import AuditLog
 from elkeid.manager.codes import (
+    ADDRESS_NOT_ALLOWED,
     AUTH_FAILED,
     BUSY,
     DATABASE_ERROR,
     MESSAGES,
     PARAM_INVALID,
+    PASSWORD_TOO_OLD,
     SUCCESS,
     UNKNOWN_ERROR,
 )
-from elkeid.manager.exports import ExportsBusy
 from elkeid.manager.filter import FilterError
 from elkeid.manager.hosts import TooManyHosts
 from elkeid.manager.shared_api import refusal_of
 from elkeid.manager.store.store import StoreBusy
+from elkeid.manager.store.users import User
 from elkeid.manager.tag_api import refusal_of as too_many_refusal
 from elkeid.manager.uploads import UploadRefused
 from elkeid.metrics import ManagerMetrics
@@ -35,6 +39,7 @@ from elkeid.web.refusals import (
     CodedRefusal,
     NoSuchRoute,
     ParameterInvalid,
+    Refusal,
 )
 from elkeid.web.routes import AuthKind, Call, Route, Routes
 
@@ -66,27 +71,51 @@ ABOUT = About(
 _UNCOUNTED = ("/ping", "/ready", "/metrics")
 
 
+OLD_PASSWORD_PATHS = frozenset(
+    {"/api/v1/user/resetPassword", "/api/v1/user/info", "/api/v1/user/logout"}
+)
+"""What a user whose password is too old may still do."""
+
+
 class TokenCheck:
     """Authenticates by the ``token`` header, and lets in the levels that the route names.
 
     Args:
         access: knows the tokens.
+        audit: has known users that are refused.
     """
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, access: Access, audit: AuditLog) -> None:
+        self._access, self._audit = access, audit
 
     async def __call__(self, call: Call) -> Identity:
         """The caller; its name goes into the answer's header ``user``, denied or not."""
         try:
             identity = await self._access.identify(call.header("token"))
         except TokenRefused as error:
+            if error.user is not None:
+                await self._audit.refused(call, error.user, 401, AUTH_FAILED, str(error))
             raise AuthenticationFailed(str(error)) from error
         user = identity.user
         call.answer_headers["user"] = user.username
-        if call.route is None or user.level not in call.route.levels:
-            raise AccessDenied(f"users of level {user.level} may not do this")
+        refusal = self._refusal(call, user)
+        if refusal is not None:
+            code = getattr(refusal, "code", AUTH_FAILED)
+            await self._audit.refused(call, user, refusal.status, code, refusal.reason)
+            raise refusal
         return identity
+
+    def _refusal(self, call: Call, user: User) -> Refusal | None:
+        """Why a known user may not do this; None if he may."""
+        if not may_come_from(user, call.peer):
+            reason = "this user may not come from this address"
+            return CodedRefusal(ADDRESS_NOT_ALLOWED, reason, AccessDenied.status)
+        if call.route is None or user.level not in call.route.levels:
+            return AccessDenied(f"users of level {user.level} may not do this")
+        if call.route.path not in OLD_PASSWORD_PATHS and self._access.must_change_password(user):
+            reason = "the password is too old: change it first"
+            return CodedRefusal(PASSWORD_TOO_OLD, reason, AccessDenied.status)
+        return None
 
 
 class ElsewhereRoutes:
@@ -121,6 +150,8 @@ def make_api(
     checks: Mapping[AuthKind, Authenticator],
     metrics: ManagerMetrics,
     metrics_networks: Sequence[str],
+    *,
+    audit: AuditLog,
 ) -> Api:
     """Put a face together.
 
@@ -130,6 +161,7 @@ def make_api(
         checks: who may use the routes of each kind.
         metrics: shown under ``/metrics``.
         metrics_networks: who may see them.
+        audit: has every call that changes something.
     """
 
     def observe(route: Route | None, status: int) -> None:
@@ -142,15 +174,15 @@ def make_api(
         [liveness, *groups],
         checks,
         {
-            LoginRefused: lambda error: CodedRefusal(AUTH_FAILED, str(error)),
+            UserRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
             UploadRefused: refusal_of,
             TooManyHosts: too_many_refusal,
-            ExportsBusy: lambda error: Busy(str(error)),
             FilterError: lambda error: ParameterInvalid(str(error)),
             StoreBusy: lambda error: Busy(str(error)),
             StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),
         },
         observe,
+        witness=audit,
     )
     api.mount("/metrics", MetricsPage(metrics.registry, metrics_networks, api.refusal))
     return api

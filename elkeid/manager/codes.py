@@ -11,6 +11,11 @@ PARAM_INVALID = 5
 BUSY = 7
 UNKNOWN_ERROR = 10
 EXCEED_LIMIT = 15
+OTP_REQUIRED = 17
+PASSWORD_TOO_OLD = 18
+CAPTCHA_NEEDED = 19
+ADDRESS_NOT_ALLOWED = 20
+USER_LOCKED = 21
 
 MESSAGES = {
     SUCCESS: "success",
@@ -30,9 +35,9 @@ MESSAGES = {
     14: "SOME FIELD IS NUL",
     EXCEED_LIMIT: "",
     16: "sso error",
-    17: "otp required",
-    18: "password has not been updated for a long time",
-    19: "need captcha check",
-    20: "login ip not in whitelist",
-    21: "user locked",
+    OTP_REQUIRED: "otp required",
+    PASSWORD_TOO_OLD: "password has not been updated for a long time",
+    CAPTCHA_NEEDED: "need captcha check",
+    ADDRESS_NOT_ALLOWED: "login ip not in whitelist",
+    USER_LOCKED: "user locked",
 }

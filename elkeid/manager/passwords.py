@@ -19,6 +19,32 @@ T = TypeVar("T")
 MIN_CHARACTERS = 12
 """Shorter ones are guessed; no rule on their content, which only makes them predictable."""
 
+DIFFERENT_CHARACTERS = 5
+"""Fewer are one key held down, or a few in turn."""
+
+LEAST_LEFT = 4
+"""Different letters, or four digits for one, that must be left beside common words."""
+
+_DIGITS_PER_LETTER = 4
+
+_SHORTEST_WORD = 3
+
+_WORDS = """
+password passwort passwd passphrase pass secret geheim hidden changeme change me letmein let
+welcome willkommen admin administrator root user guest login logon master manager server
+default system test demo sample example elkeid bytedance hids agent qwertyuiop qwerty qwertz
+azerty asdfghjkl asdf zxcvbnm zxcv abcdefghijklmnopqrstuvwxyz abcdefgh abcdef abc monkey
+dragon football baseball sunshine princess iloveyou shadow superman batman trustno whatever
+freedom michael jordan hello access flower summer winter spring autumn computer internet
+company office security linux windows
+"""
+
+_COMMON = frozenset(_WORDS.split())
+"""What lists of the most used passwords are made of, beside digits and signs."""
+
+_LOOKALIKES = str.maketrans("013457@$!", "oleastasi")
+"""What stands for a letter."""
+
 MAX_CHARACTERS = 1024
 """Longer ones are no password; hashing reads every byte."""
 
@@ -35,14 +61,34 @@ class PasswordRefused(ValueError):
     """A new password that is not good enough; the text says why."""
 
 
-def check_new_password(username: str, password: str) -> None:
+def check_new_password(username: str, password: str, min_characters: int = MIN_CHARACTERS) -> None:
     """Raise `PasswordRefused` unless a password may be set."""
-    if len(password) < MIN_CHARACTERS:
-        raise PasswordRefused(f"password: at least {MIN_CHARACTERS} characters")
+    if len(password) < min_characters:
+        raise PasswordRefused(f"password: at least {min_characters} characters")
     if len(password) > MAX_CHARACTERS:
         raise PasswordRefused(f"password: at most {MAX_CHARACTERS} characters")
     if password.lower() == username.lower():
         raise PasswordRefused("password: must differ from the user name")
+    if len(set(password)) < DIFFERENT_CHARACTERS:
+        raise PasswordRefused(f"password: at least {DIFFERENT_CHARACTERS} different characters")
+    if _is_common(username, password):
+        raise PasswordRefused(
+            "password: made of words and rows of keys that are tried first; take other words"
+        )
+
+
+def _is_common(username: str, password: str) -> bool:
+    """Say whether little is left once what everybody tries is taken away."""
+    text = password.lower().translate(_LOOKALIKES)
+    covered = [False] * len(text)
+    for word in (*_COMMON, username.lower().translate(_LOOKALIKES)):
+        at = text.find(word) if len(word) >= _SHORTEST_WORD else -1
+        while at >= 0:
+            covered[at : at + len(word)] = [True] * len(word)
+            at = text.find(word, at + 1)
+    rest = [each for each, gone in zip(password, covered, strict=False) if not gone]
+    letters = len({each.lower() for each in rest if each.isalpha()})
+    return letters + sum(each.isdigit() for each in rest) // _DIGITS_PER_LETTER < LEAST_LEFT
 
 
 def random_password() -> str:

@@ -17,22 +17,27 @@ from elkeid.discovery.registry import Record
 from elkeid.keys import Keys
 from elkeid.lifecycle import stop_each
 from elkeid.manager.access import Access
+from elkeid.manager.account_api import AccountRoutes
+from elkeid.manager.accounts import Accounts
 from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
+from elkeid.manager.audit import AuditLog
+from elkeid.manager.audit_api import AuditRoutes
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
-from elkeid.manager.exports import Exports
-from elkeid.manager.host_api import HostExportRoutes, HostRoutes
+from elkeid.manager.host_api import HostRoutes
 from elkeid.manager.hosts import Hosts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
+from elkeid.manager.logins import Logins
 from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
+from elkeid.manager.syslog import AuditSyslog
 from elkeid.manager.tag_api import TagRoutes
 from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
@@ -88,15 +93,6 @@ class ManagerRole:
             self._pool = ThreadPool(0, THREADS + HASHING_THREADS, "manager")
             threads = PoolThreads(reactor, self._pool)
         self.store = Store(database_of(settings), threads)
-        self.access = Access(
-            self.store,
-            Passwords(threads, hasher),
-            threads,
-            reactor,
-            wall=wall,
-            token_seconds=manager.token_seconds,
-            keys_dir=settings.server.keys_dir,
-        )
         self.agents = AgentStatus(self.store, wall, manager.offline_seconds)
         credentials = Credentials(*keys.signing_pair)
         self.discovery = DiscoveryClient(
@@ -110,6 +106,7 @@ class ManagerRole:
             store_pending=lambda: self.store.pending,
             skews=lambda: dict(self.polls.skews()),
         )
+        self._guard(keys, threads, wall, hasher)
         self._api_tls = None if manager.tls_port is None else api_server_options(keys)
         self._ac_tls = https_policy(keys) if ac_agent is None else None
         ac_http = JsonClient(
@@ -131,7 +128,7 @@ class ManagerRole:
         )
         SignedRequestMetrics(self.metrics.registry, inner_check.seen.figures)
         self._checks: dict[AuthKind, Authenticator] = {
-            AuthKind.TOKEN: TokenCheck(self.access),
+            AuthKind.TOKEN: TokenCheck(self.access, self.audit),
             AuthKind.SIGNED: inner_check,
         }
         self.uploads = Uploads(
@@ -141,15 +138,6 @@ class ManagerRole:
             wall,
             manager.upload_quota_bytes,
         )
-        self.exports = Exports(
-            settings.server.data_dir / "exports",
-            self.store,
-            threads,
-            reactor,
-            wall=wall,
-            quota=manager.export_quota_bytes,
-            seconds=manager.export_seconds,
-        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
@@ -158,13 +146,12 @@ class ManagerRole:
         documentation = DocumentationRoutes(ABOUT)
         groups = [
             documentation,
-            UserRoutes(self.access, self.metrics),
+            *self._user_routes,
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
-            DownloadRoutes(self.uploads, self.exports),
+            DownloadRoutes(self.uploads),
             TagRoutes(hosts, self.store),
-            HostRoutes(self.agents, threads),
-            HostExportRoutes(hosts, self.exports),
+            HostRoutes(self.agents, threads, wall),
             *inner,
         ]
         self.api = self._face(groups)
@@ -176,6 +163,52 @@ class ManagerRole:
         self._sites: list[FaceSite] = []
         self._ports: list[IListeningPort] = []
 
+    def _guard(
+        self, keys: Keys, threads: Threads, wall: Callable[[], float], hasher: PasswordHasher
+    ) -> None:
+        """Make what decides who may come in, and what remembers who did what."""
+        manager, reactor, store = self._settings.manager, self._reactor, self.store
+        self.syslog: AuditSyslog | None = None
+        if manager.audit_syslog is not None:
+            self.syslog = AuditSyslog(reactor, manager.audit_syslog, wall, self.metrics)
+        self.audit = AuditLog(
+            store,
+            reactor,
+            wall,
+            self.metrics,
+            keep_seconds=manager.audit_seconds,
+            tell=(lambda head: None) if self.syslog is None else self.syslog.tell,
+        )
+        passwords = Passwords(threads, hasher)
+        self.access = Access(
+            store,
+            passwords,
+            threads,
+            reactor,
+            wall=wall,
+            settings=manager,
+            audit=self.audit,
+            keys_dir=self._settings.server.keys_dir,
+        )
+        logins = Logins(
+            store,
+            passwords,
+            self.access,
+            self.audit,
+            metrics=self.metrics,
+            wall=wall,
+            settings=manager,
+            captcha_key=keys.signing_pair[1].encode(),
+        )
+        accounts = Accounts(store, passwords, self.access, wall=wall, settings=manager)
+        self._user_routes = [
+            UserRoutes(
+                self.access, logins, accounts, require_old_password=manager.require_old_password
+            ),
+            AccountRoutes(accounts, logins),
+            AuditRoutes(store),
+        ]
+
     def _face(self, groups: Any) -> Api:
         return make_api(
             groups,
@@ -183,6 +216,7 @@ class ManagerRole:
             self._checks,
             self.metrics,
             self._settings.manager.metrics_networks,
+            audit=self.audit,
         )
 
     async def start(self) -> None:
@@ -196,9 +230,11 @@ class ManagerRole:
             self._pool.start()
         await self.store.open()
         await self.access.start()
+        self.audit.start()
+        if self.syslog is not None:
+            self.syslog.start()
         await self.agents.start()
         await self.uploads.start()
-        await self.exports.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -233,11 +269,12 @@ class ManagerRole:
             site.close()
         await stop_each(
             self.log,
-            self.exports.stop,
             self.news.stop,
             self.tag_news.stop,
             self.polls.stop,
             self.access.stop,
+            self.audit.stop,
+            *(() if self.syslog is None else (self.syslog.stop,)),
             self.store.close,
         )
         if self._pool is not None and self._pool.started:

@@ -1,58 +1,149 @@
-"""Slowing down those who guess passwords."""
+"""When a login has to wait: guessing is made slow, and the real user is never locked out by it.
 
-from collections import OrderedDict
+Three things are counted, in the database, for all Managers together: failures of a user from an
+address, from an address whatever the user, and of a user whatever the address. Only the first
+makes somebody wait without a way out, and it takes failures from that very address. The others
+ask for work (`elkeid.manager.captcha`), and lock a user at last, but never for an address from
+which that user has logged in before. So somebody elsewhere can lock nobody out of the usual
+place; somebody behind the same address can, for minutes.
+"""
 
-from attrs import define
+import ipaddress
+from collections.abc import Mapping
+from hashlib import sha256
 
-TRIES = 5
-"""Failed logins of one user from one address before it has to wait."""
+from attrs import frozen
 
-PEER_TRIES = 50
-"""Failed logins from one address whatever the user: many operators may sit behind one."""
+from elkeid.manager.store.logins import Failures
 
-WAIT_SECONDS = 60.0
-"""How long it waits then; also after this long without a failure, failures are forgotten."""
+FIRST_WAIT = 60.0
+"""Seconds after as many failures as ``manager.login_tries``; doubled with each as many more."""
 
-REMEMBERED = 20_000
-"""Pairs of user and address, and addresses; beyond, the longest unchanged are forgotten."""
+CAPTCHA_TRIES = 50
+"""Failures from an address, or of a user, after which logins cost a client some work. Many
+operators may sit behind one address."""
+
+USER_TRIES = 500
+"""Failures of a user from everywhere, after which only known addresses get in."""
+
+KNOWN_SECONDS = 30 * 86400
+"""An address is known for so long after the user logged in from there."""
+
+_IPV6_PREFIX = 64  # bits: what one customer has to himself
 
 
-@define
-class _Failures:
-    count: int
-    last: float  # seconds of the clock
+@frozen
+class Counted:
+    """The keys under which the failures of a login are counted."""
+
+    pair: str
+    address: str
+    user: str
+    subject: str
+
+    def all(self) -> dict[str, str]:
+        """Key -> subject, as `note_failure` takes them."""
+        return {self.pair: self.subject, self.address: "", self.user: self.subject}
 
 
-class LoginThrottle:
-    """Counts failed logins. Bounded; reads no clock.
+@frozen
+class Free:
+    """Go on."""
 
-    A user is never locked out altogether: only the address that fails waits.
+
+@frozen
+class Work:
+    """Go on once a challenge is solved."""
+
+
+@frozen
+class Locked:
+    """Try again in so many seconds."""
+
+    seconds: float
+
+
+Verdict = Free | Work | Locked
+
+
+def address_of(peer: str) -> str:
+    """What counts as one address: an IPv4 address, or the network that an IPv6 one is of."""
+    try:
+        ip = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer[:64]
+    mapped = getattr(ip, "ipv4_mapped", None)
+    if mapped is not None or ip.version == 4:
+        return str(mapped or ip)
+    return str(ipaddress.ip_network(f"{ip}/{_IPV6_PREFIX}", strict=False))
+
+
+def subject_of(username: str) -> str:
+    """What stands for a user name, which may be anything that somebody types."""
+    return sha256(username.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def counted(username: str, address: str) -> Counted:
+    """The keys of a login."""
+    subject = subject_of(username)
+
+    def key(*parts: str) -> str:
+        return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+    return Counted(key("pair", subject, address), key("address", address), subject, subject)
+
+
+@frozen
+class Throttle:
+    """The rules.
+
+    Attributes:
+        tries: failures of a user from one address before it has to wait.
+        most_seconds: the longest wait; failures are forgotten so long after the last.
     """
 
-    def __init__(self) -> None:
-        self._failures: OrderedDict[tuple[str, ...], _Failures] = OrderedDict()
+    tries: int
+    most_seconds: float
 
-    def wait(self, username: str, peer: str, now: float) -> float:
-        """Seconds until this address may try this user again; 0 if now."""
-        longest = 0.0
-        for key, limit in (((username, peer), TRIES), ((peer,), PEER_TRIES)):
-            failures = self._failures.get(key)
-            if failures is not None and failures.count >= limit:
-                longest = max(longest, failures.last + WAIT_SECONDS - now)
-        return longest
+    def verdict(
+        self,
+        keys: Counted,
+        failures: Mapping[str, Failures],
+        now: float,
+        *,
+        known: bool,
+        under_way: int = 0,
+    ) -> Verdict:
+        """Say what a login may do.
 
-    def failed(self, username: str, peer: str, now: float) -> None:
-        """Note a failed login."""
-        for key in ((username, peer), (peer,)):
-            failures = self._failures.pop(key, None)
-            if failures is None or now - failures.last >= WAIT_SECONDS:
-                failures = _Failures(0, now)
-            failures.count += 1
-            failures.last = now
-            self._failures[key] = failures
-        while len(self._failures) > REMEMBERED:
-            self._failures.popitem(last=False)
+        Args:
+            keys: of this login.
+            failures: what is remembered of them.
+            now: unix seconds.
+            known: whether the user has logged in from there before.
+            under_way: logins of this user from this address that are being checked.
+        """
+        pair = self._live(failures.get(keys.pair), now)
+        count = 0 if pair is None else pair.count
+        if pair is not None and count >= self.tries:
+            wait = min(FIRST_WAIT * 2 ** (count // self.tries - 1), self.most_seconds)
+            left = pair.last_at + wait - now
+            if left > 0:
+                return Locked(left)
+        if count % self.tries + under_way >= self.tries:
+            return Locked(1.0)
+        of_user = self._live(failures.get(keys.user), now)
+        if of_user is not None and not known:
+            if of_user.count >= USER_TRIES:
+                return Locked(of_user.last_at + self.most_seconds - now)
+            if of_user.count >= CAPTCHA_TRIES:
+                return Work()
+        address = self._live(failures.get(keys.address), now)
+        if address is not None and address.count >= CAPTCHA_TRIES:
+            return Work()
+        return Free()
 
-    def succeeded(self, username: str, peer: str) -> None:
-        """Forget the failures of this user from this address."""
-        self._failures.pop((username, peer), None)
+    def _live(self, failures: Failures | None, now: float) -> Failures | None:
+        if failures is None or now - failures.last_at >= self.most_seconds:
+            return None
+        return failures

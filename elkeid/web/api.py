@@ -15,15 +15,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from werkzeug.exceptions import HTTPException
 from zope.interface import implementer
 
-from elkeid.web.answers import (
-    JSON_TYPE,
-    Answer,
-    Envelope,
-    Enveloped,
-    EventStream,
-    FileAnswer,
-    encode_json,
-)
+from elkeid.web.answers import JSON_TYPE, Answer, Envelope, Enveloped, FileAnswer
 from elkeid.web.refusals import (
     AnswerInstead,
     BodyTooLarge,
@@ -37,10 +29,18 @@ from elkeid.web.spool import Spool
 FILE_PIECE = 64 << 10
 """Bytes of a file that are read at once: some 20 µs, from the system's cache."""
 
-EVENTS_TYPE = "text/event-stream; charset=utf-8"
-
 Authenticator = Callable[[Call], Any]
 """Returns the caller's identity, at once or awaitable, or raises a `Refusal`."""
+
+
+class Witness(Protocol):
+    """Is told of every authenticated call to a route that changes something."""
+
+    async def before(self, call: Call) -> object:
+        """Before anything is done; what it raises refuses the call."""
+
+    async def after(self, begun: object, answer: Answer | None) -> None:
+        """What `before` returned, and the answer; None if the client left before there was one."""
 
 
 class Group(Protocol):
@@ -59,6 +59,7 @@ class Api(Resource):
         errors: domain error class -> maker of the refusal that a client gets for it.
         observe: called with route and HTTP status for every answer; route is None where no
             declared one was met.
+        witness: told of calls that change something; nobody by default.
     """
 
     isLeaf = True
@@ -71,8 +72,11 @@ class Api(Resource):
         authenticators: Mapping[AuthKind, Authenticator] | None = None,
         errors: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
         observe: Callable[[Route | None, int], None] = lambda route, status: None,
+        *,
+        witness: Witness | None = None,
     ) -> None:
         super().__init__()
+        self._witness = witness
         self.routes: list[Route] = []
         self._envelope, self._errors, self._observe = envelope, errors or {}, observe
         self._authenticators = {AuthKind.NONE: _anyone, **(authenticators or {})}
@@ -160,6 +164,7 @@ class Api(Resource):
             parts=parts,
             route=route,
         )
+        begun: object = None
         try:
             if isinstance(request.content, Spool):
                 call.spool = request.content
@@ -169,6 +174,8 @@ class Api(Resource):
                     raise BodyTooLarge(route.limit)
             identity = self._authenticators[route.auth](call)
             call.identity = await identity if isawaitable(identity) else identity
+            if self._witness is not None and route.changes:
+                begun = await self._witness.before(call)
             if route.query is not None:
                 call.query = route.query.decode(call.raw_query)
             if route.body is not None:
@@ -177,15 +184,16 @@ class Api(Resource):
             if isinstance(result, FileAnswer):
                 self._observe(route, 200)
                 return _FileResource(result, call.answer_headers)
-            if isinstance(result, EventStream):
-                self._observe(route, 200)
-                return _EventResource(result, call.answer_headers)
             answer = self._succeeded(result)
             body = answer.encoded()
-        except CancelledError:
-            raise  # the client has left, nobody waits for an answer
+        except CancelledError:  # the client has left, nobody waits for an answer
+            if self._witness is not None and begun is not None:
+                Deferred.fromCoroutine(self._witness.after(begun, None))
+            raise
         except Exception as error:
             answer, body = self._refused(error, f"{route.method} {route.path}")
+        if self._witness is not None and begun is not None:
+            await self._witness.after(begun, answer)
         for name, value in call.answer_headers.items():
             request.setHeader(name, value)
         return self._send(request, route, answer, body)
@@ -276,56 +284,6 @@ class _FileResource(Resource):
             request.setHeader(name, value)
         _FileProducer(request, answer.file).start()
         return NOT_DONE_YET
-
-
-class _Sink:
-    """Events of one request."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.gone = False
-        request.notifyFinish().addErrback(self._left)
-
-    def _left(self, reason: Failure) -> None:
-        self.gone = True
-
-    def send(self, name: str, data: object) -> None:
-        if not self.gone:
-            self._request.write(b"event: %s\ndata: %s\n\n" % (name.encode(), encode_json(data)))
-
-
-class _EventResource(Resource):
-    """Sends events until there are no more."""
-
-    isLeaf = True
-    log = Logger()
-
-    def __init__(self, stream: EventStream, headers: Mapping[str, str]) -> None:
-        super().__init__()
-        self._stream, self._headers = stream, headers
-
-    def render(self, request: Request) -> int:
-        kind = {"content-type": EVENTS_TYPE, "cache-control": "no-store"}
-        for name, value in {**self._headers, **kind}.items():
-            request.setHeader(name, value)
-        sink = _Sink(request)
-        running = Deferred.fromCoroutine(self._run(sink))
-        running.addCallbacks(
-            lambda _: self._ended(request, sink), lambda reason: self._failed(reason, request, sink)
-        )
-        return NOT_DONE_YET
-
-    async def _run(self, sink: _Sink) -> None:
-        await self._stream.run(sink)
-
-    def _ended(self, request: Request, sink: _Sink) -> None:
-        if not sink.gone:
-            request.finish()
-
-    def _failed(self, failure: Failure, request: Request, sink: _Sink) -> None:
-        self.log.failure("events of {path} failed", failure, path=request.path)
-        if not sink.gone:  # an answer that was cut must not look whole
-            request.loseConnection()
 
 
 def _anyone(call: Call) -> None:

@@ -91,7 +91,8 @@ class Route:
     the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
     that a signed request without a nonce may come again as it is: it changes nothing the second
     time, and stock clients send it so. ``reads`` says that a POST changes nothing: its body is
-    a filter. The body of a ``spooled`` route is kept on disk, in `Call.spool`, and not decoded.
+    a filter; ``acts`` that a GET changes something all the same. The body of a ``spooled`` route
+    is kept on disk, in `Call.spool`, and not decoded.
     """
 
     method: str
@@ -110,12 +111,13 @@ class Route:
     levels: frozenset[int] = frozenset()
     repeats: bool = False
     reads: bool = False
+    acts: bool = False
     spooled: bool = False
 
     @property
     def changes(self) -> bool:
         """Whether a call may change something."""
-        return self.method not in ("GET", "HEAD") and not self.reads
+        return self.acts or (self.method not in ("GET", "HEAD") and not self.reads)
 
 
 class Routes:
@@ -148,6 +150,7 @@ class Routes:
         levels: frozenset[int] = frozenset(),
         repeats: bool = False,
         reads: bool = False,
+        acts: bool = False,
         spooled: bool = False,
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler under ``method`` and ``path``."""
@@ -171,6 +174,7 @@ class Routes:
                     levels=levels,
                     repeats=repeats,
                     reads=reads,
+                    acts=acts,
                     spooled=spooled,
                 )
             )

@@ -41,14 +41,9 @@ from elkeid.manager.store.engine import Database, QueryTooLong
 from elkeid.manager.store.migrate import SCRIPTS, migrate
 from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.store import PoolThreads, Store, StoreBusy, StoreFailed
+from elkeid.manager.store.tokens import TOKENS_PER_USER, add_token, find_session
 from elkeid.manager.store.upsert import excluded, insert_missing, upsert
-from elkeid.manager.store.users import (
-    TOKENS_PER_USER,
-    add_token,
-    add_user,
-    find_session,
-    find_user,
-)
+from elkeid.manager.store.users import add_user, find_user
 from tests.integration.postgres import needs_postgres
 
 from .stores import (

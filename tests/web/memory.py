@@ -42,6 +42,7 @@ class MemoryNetwork:
         self.ports: dict[int, IProtocolFactory] = {}
         self.silent: set[int] = set()
         self.dialled: list[int] = []
+        self.peer = PEER  # from where connections come that are made from now on
         self._pumps: list[iosim.IOPump] = []
 
     def wall(self) -> float:
@@ -106,15 +107,15 @@ class MemoryNetwork:
                 factory.clientConnectionFailed(connector, Failure(TwistedRefused()))
                 continue
             here = IPv4Address("TCP", "127.0.0.1", port)
-            server = self.ports[port].buildProtocol(PEER)
+            server = self.ports[port].buildProtocol(self.peer)
             client = factory.buildProtocol(here)
             assert server is not None
             self._pumps.append(
                 iosim.connect(
                     server,
-                    iosim.FakeTransport(server, True, here, PEER),
+                    iosim.FakeTransport(server, True, here, self.peer),
                     client,
-                    iosim.FakeTransport(client, False, PEER, here),
+                    iosim.FakeTransport(client, False, self.peer, here),
                     greet=False,
                 )
             )

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 HEAD_REVISION = "0003"
@@ -43,6 +44,60 @@ user = Table(
     Column("created_at", BigInteger, nullable=False),  # unix seconds
     Column("updated_at", BigInteger, nullable=False),
     Column("password_update_time", BigInteger, nullable=False),
+    Column("networks", Text, nullable=False, server_default="[]"),  # JSON list; none: anywhere
+    Column("otp_secret", String(64)),  # base32; NULL: no second factor was begun
+    Column(
+        "otp_confirmed", Boolean(create_constraint=False), nullable=False, server_default=false()
+    ),
+    Column("otp_step", BigInteger, nullable=False, server_default="0"),  # of the last code used
+)
+
+password_history = Table(
+    "password_history",
+    metadata,
+    Column("id", Integer, primary_key=True),  # in the order of use
+    Column(
+        "user_id",
+        Integer,
+        ForeignKey("user.id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("password", String(255), nullable=False),  # argon2, of a password no longer valid
+)
+
+recovery_code = Table(
+    "recovery_code",
+    metadata,
+    Column(
+        "user_id",
+        Integer,
+        ForeignKey("user.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("hash", String(64), primary_key=True),  # SHA-256 of the code, hexadecimal
+)
+
+known_address = Table(
+    "known_address",
+    metadata,
+    Column(
+        "user_id",
+        Integer,
+        ForeignKey("user.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("address", String(64), primary_key=True),  # from which the user logged in
+    Column("seen_at", BigInteger, nullable=False),  # unix seconds
+)
+
+login_failure = Table(
+    "login_failure",
+    metadata,
+    Column("key", String(64), primary_key=True),  # SHA-256 of what is counted, hexadecimal
+    Column("subject", String(64), nullable=False, index=True),  # of the user name; "": none
+    Column("count", Integer, nullable=False),  # failures in a row
+    Column("last_at", BigInteger, nullable=False, index=True),  # unix seconds
 )
 
 token = Table(
@@ -58,6 +113,7 @@ token = Table(
     ),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", Float, nullable=False, index=True),  # unix seconds; slides with use
+    Column("peer", String(64), nullable=False, server_default=""),  # who logged in, IP address
 )
 
 agent = Table(
@@ -142,12 +198,33 @@ upload = Table(
     Column("created_at", BigInteger, nullable=False),  # unix seconds
 )
 
-export_file = Table(
-    "export_file",
+audit = Table(
+    "audit",
     metadata,
-    Column("name", String(128), primary_key=True),
-    Column("user_id", Integer, nullable=False),  # who may fetch it, beside administrators
-    Column("size", BigInteger, nullable=False),  # bytes
-    Column("created_at", BigInteger, nullable=False),  # unix seconds
-    Column("expires_at", BigInteger, nullable=False, index=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # from 1, without gaps
+    Column("at_ms", BigInteger, nullable=False, index=True),  # unix milliseconds
+    Column("kind", String(16), nullable=False),  # see elkeid.manager.store.audit
+    Column("of", BigInteger, index=True),  # `seq` of the call that an outcome belongs to
+    Column("username", String(80), nullable=False),
+    Column("level", Integer),
+    Column("peer", String(64), nullable=False),
+    Column("method", String(16), nullable=False),
+    Column("path", String(512), nullable=False),
+    Column("status", Integer),  # of HTTP
+    Column("code", Integer),
+    Column("objects", Text, nullable=False),  # JSON list of ids
+    Column("body", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("prev", String(64), nullable=False),  # `hash` of the entry before
+    Column("hash", String(64), nullable=False),
+    Index(None, "username", "seq"),
+    Index(None, "path", "seq"),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("seq", BigInteger, nullable=False),  # of the newest entry; 0: none
+    Column("hash", String(64), nullable=False),  # its
 )

@@ -1,21 +1,36 @@
-"""Queries on users and their tokens. Every function takes a connection and blocks."""
+"""Queries on users. Every function takes a connection and blocks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
 from attrs import field, frozen
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from elkeid.manager.store.schema import token, user
+from elkeid.manager.store.schema import (
+    known_address,
+    login_failure,
+    password_history,
+    recovery_code,
+    token,
+    user,
+)
 
-TOKENS_PER_USER = 1_000
-"""Live tokens of one user; a client that logs in for every call loses its oldest."""
+USERS_LIMIT = 10_000
+"""Users of a deployment; people and a few machines, listed and searched whole."""
+
+ADDRESSES_PER_USER = 20
+"""Addresses from which a user is known to log in; beyond, the longest unused is forgotten."""
 
 
 @frozen
 class User:
-    """One user as stored; `password` is an argon2 hash. Times are unix seconds."""
+    """One user as stored; `password` is an argon2 hash. Times are unix seconds.
+
+    ``networks`` are those the user may come from; without any, from everywhere. The second factor
+    is asked for once it is confirmed; ``otp_step`` is the time step of the last code used.
+    """
 
     id: int
     username: str
@@ -23,34 +38,47 @@ class User:
     password: str = field(repr=False)
     avatar: str
     password_update_time: int
+    networks: tuple[str, ...] = ()
+    otp_secret: str | None = field(default=None, repr=False)
+    otp_confirmed: bool = False
+    otp_step: int = 0
 
 
-@frozen
-class Session:
-    """A live token: whose it is and when it ends, unix seconds, as last stored."""
-
-    user: User
-    expires_at: float
+class LastAdmin(Exception):
+    """The change would leave no administrator."""
 
 
-_USER = (
+USER_COLUMNS = (
     user.c.id,
     user.c.username,
     user.c.level,
     user.c.password,
     user.c.avatar,
     user.c.password_update_time,
+    user.c.networks,
+    user.c.otp_secret,
+    user.c.otp_confirmed,
+    user.c.otp_step,
 )
 
 
-def _user(row: Any) -> User:
-    return User(*row[: len(_USER)])
+def user_of(row: Any) -> User:
+    """The user in the first columns of a row, which are `USER_COLUMNS`."""
+    values = list(row[: len(USER_COLUMNS)])
+    values[6] = tuple(msgspec.json.decode(values[6], type=list[str]))
+    return User(*values)
 
 
 def find_user(connection: Connection, username: str) -> User | None:
     """The user of exactly this name."""
-    row = connection.execute(select(*_USER).where(user.c.username == username)).first()
-    return None if row is None else _user(row)
+    row = connection.execute(select(*USER_COLUMNS).where(user.c.username == username)).first()
+    return None if row is None else user_of(row)
+
+
+def all_users(connection: Connection) -> list[User]:
+    """Every user, by name."""
+    query = select(*USER_COLUMNS).order_by(user.c.username)
+    return [user_of(row) for row in connection.execute(query)]
 
 
 def has_level(connection: Connection, level: int) -> bool:
@@ -61,12 +89,32 @@ def has_level(connection: Connection, level: int) -> bool:
     )
 
 
-def add_user(connection: Connection, username: str, level: int, password: str, now: int) -> bool:
-    """Add a user; ``password`` is a hash. False if the name is taken."""
+def add_user(
+    connection: Connection,
+    username: str,
+    level: int,
+    password: str,
+    now: int,
+    *,
+    avatar: str = "",
+    networks: Sequence[str] = (),
+) -> bool:
+    """Add a user; ``password`` is a hash.
+
+    Returns:
+        False if the name is taken, in whatever case, or there are `USERS_LIMIT` users.
+    """
+    like = select(user.c.id).where(func.lower(user.c.username) == username.lower()).limit(1)
+    if connection.execute(like).first() is not None:
+        return False
+    if connection.execute(select(func.count()).select_from(user)).scalar_one() >= USERS_LIMIT:
+        return False
     values = {
         "username": username,
         "level": level,
         "password": password,
+        "avatar": avatar,
+        "networks": msgspec.json.encode(list(networks)).decode(),
         "created_at": now,
         "updated_at": now,
         "password_update_time": now,
@@ -79,8 +127,83 @@ def add_user(connection: Connection, username: str, level: int, password: str, n
     return True
 
 
+def change_user(
+    connection: Connection,
+    username: str,
+    now: int,
+    *,
+    level: int | None = None,
+    avatar: str | None = None,
+    networks: Sequence[str] | None = None,
+) -> bool:
+    """Change what is given; the user's tokens end if that says what he may do, or from where.
+
+    Returns:
+        False if there is no such user.
+
+    Raises:
+        LastAdmin: nobody would be an administrator any more; nothing was changed.
+    """
+    _lock_admins(connection)
+    found = find_user(connection, username)
+    if found is None:
+        return False
+    values: dict[str, Any] = {"updated_at": now}
+    if level is not None:
+        values["level"] = level
+    if avatar is not None:
+        values["avatar"] = avatar
+    if networks is not None:
+        values["networks"] = msgspec.json.encode(list(networks)).decode()
+    connection.execute(update(user).where(user.c.id == found.id).values(values))
+    if found.level == 0 and not has_level(connection, 0):
+        raise LastAdmin
+    if level not in (None, found.level) or networks not in (None, found.networks):
+        end_sessions(connection, found.id)
+    return True
+
+
+def delete_users(connection: Connection, usernames: Collection[str]) -> int:
+    """Delete users with all that belongs to them, tokens first of all.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        LastAdmin: nobody would be an administrator any more; nothing was changed.
+    """
+    _lock_admins(connection)
+    meant = select(user.c.id).where(user.c.username.in_(usernames))
+    ids = list(connection.execute(meant).scalars())
+    if not ids:
+        return 0
+    had_admin = has_level(connection, 0)
+    for table in (token, recovery_code, known_address, password_history):
+        connection.execute(delete(table).where(table.c.user_id.in_(ids)))
+    connection.execute(delete(user).where(user.c.id.in_(ids)))
+    if had_admin and not has_level(connection, 0):
+        raise LastAdmin
+    return len(ids)
+
+
+def _lock_admins(connection: Connection) -> None:
+    """Let two Managers not take the last two administrators at once."""
+    connection.execute(select(user.c.id).where(user.c.level == 0).with_for_update()).all()
+
+
+def end_sessions(connection: Connection, user_id: int, keep: str = "") -> None:
+    """End all tokens of a user but the one with the hash ``keep``."""
+    connection.execute(delete(token).where(token.c.user_id == user_id, token.c.hash != keep))
+
+
 def set_password(
-    connection: Connection, user_id: int, password: str, keep_token: str, now: int
+    connection: Connection,
+    user_id: int,
+    password: str,
+    keep_token: str,
+    now: int,
+    *,
+    history: int = 0,
 ) -> None:
     """Store another hash and end all of the user's tokens but one.
 
@@ -90,65 +213,144 @@ def set_password(
         password: the hash.
         keep_token: hash of the token that stays.
         now: unix seconds.
+        history: how many of the last hashes are remembered, the new one not counted.
     """
+    old = connection.execute(
+        select(user.c.password).where(user.c.id == user_id).with_for_update()
+    ).scalar()
+    if old is None:
+        return
     connection.execute(
         update(user)
         .where(user.c.id == user_id)
         .values(password=password, password_update_time=now, updated_at=now)
     )
-    connection.execute(delete(token).where(token.c.user_id == user_id, token.c.hash != keep_token))
+    if history:
+        connection.execute(insert(password_history).values(user_id=user_id, password=old))
+    remembered = connection.execute(
+        select(password_history.c.id)
+        .where(password_history.c.user_id == user_id)
+        .order_by(password_history.c.id.desc())
+    ).scalars()
+    for surplus in list(remembered)[history:]:
+        connection.execute(delete(password_history).where(password_history.c.id == surplus))
+    end_sessions(connection, user_id, keep_token)
 
 
-def add_token(
-    connection: Connection, token_hash: str, user_id: int, now: int, expires_at: float
-) -> None:
-    """Store a token; beyond `TOKENS_PER_USER` the ones that would expire first go."""
-    connection.execute(
-        insert(token).values(
-            hash=token_hash, user_id=user_id, created_at=now, expires_at=expires_at
-        )
+def old_passwords(connection: Connection, user_id: int, limit: int) -> list[str]:
+    """The hashes a user had before this one, the newest first."""
+    query = (
+        select(password_history.c.password)
+        .where(password_history.c.user_id == user_id)
+        .order_by(password_history.c.id.desc())
+        .limit(limit)
     )
-    count = connection.execute(
-        select(func.count()).select_from(token).where(token.c.user_id == user_id)
-    ).scalar_one()
-    if count > TOKENS_PER_USER:
-        surplus = (
-            select(token.c.hash)
-            .where(token.c.user_id == user_id, token.c.hash != token_hash)
-            .order_by(token.c.expires_at)
-            .limit(count - TOKENS_PER_USER)
-        )
-        connection.execute(delete(token).where(token.c.hash.in_(surplus)))
+    return list(connection.execute(query).scalars())
 
 
-def find_session(connection: Connection, token_hash: str) -> Session | None:
-    """The user of a token, expired or not."""
-    row = connection.execute(
-        select(*_USER, token.c.expires_at)
-        .join_from(token, user, token.c.user_id == user.c.id)
-        .where(token.c.hash == token_hash)
-    ).first()
-    return None if row is None else Session(_user(row), row.expires_at)
+def begin_otp(connection: Connection, user_id: int, secret: str) -> bool:
+    """Store the secret of a second factor that is not confirmed yet; False if one is in use."""
+    changed = connection.execute(
+        update(user)
+        .where(user.c.id == user_id, user.c.otp_confirmed.is_(False))
+        .values(otp_secret=secret, otp_step=0)
+    )
+    return bool(changed.rowcount)
 
 
-def remove_tokens(connection: Connection, hashes: Iterable[str]) -> None:
-    """Forget tokens."""
-    connection.execute(delete(token).where(token.c.hash.in_(list(hashes))))
-
-
-def slide_tokens(connection: Connection, expiries: Mapping[str, float], now: float) -> int:
-    """Store new ends of life, and forget tokens that have expired.
-
-    Args:
-        connection: within a transaction.
-        expiries: token hash -> unix seconds.
-        now: unix seconds.
+def confirm_otp(
+    connection: Connection,
+    user_id: int,
+    *,
+    secret: str,
+    step: int,
+    recovery_hashes: Collection[str],
+    keep_token: str,
+) -> bool:
+    """Ask for the second factor from now on; all tokens but one end.
 
     Returns:
-        How many tokens had expired.
+        False if this secret was not the one that was begun last, or is confirmed already.
     """
-    for token_hash, expires_at in expiries.items():
-        connection.execute(
-            update(token).where(token.c.hash == token_hash).values(expires_at=expires_at)
+    changed = connection.execute(
+        update(user)
+        .where(user.c.id == user_id, user.c.otp_confirmed.is_(False), user.c.otp_secret == secret)
+        .values(otp_confirmed=True, otp_step=step)
+    )
+    if not changed.rowcount:
+        return False
+    connection.execute(delete(recovery_code).where(recovery_code.c.user_id == user_id))
+    connection.execute(
+        insert(recovery_code), [{"user_id": user_id, "hash": each} for each in recovery_hashes]
+    )
+    end_sessions(connection, user_id, keep_token)
+    return True
+
+
+def end_otp(connection: Connection, user_id: int) -> None:
+    """Forget a second factor."""
+    connection.execute(
+        update(user)
+        .where(user.c.id == user_id)
+        .values(otp_secret=None, otp_confirmed=False, otp_step=0)
+    )
+    connection.execute(delete(recovery_code).where(recovery_code.c.user_id == user_id))
+
+
+def use_otp_step(connection: Connection, user_id: int, step: int) -> bool:
+    """Use up a time step and those before it; False if it was used already."""
+    changed = connection.execute(
+        update(user).where(user.c.id == user_id, user.c.otp_step < step).values(otp_step=step)
+    )
+    return bool(changed.rowcount)
+
+
+def use_recovery_code(connection: Connection, user_id: int, code_hash: str) -> bool:
+    """Use up a recovery code; False if there is none such."""
+    gone = connection.execute(
+        delete(recovery_code).where(
+            recovery_code.c.user_id == user_id, recovery_code.c.hash == code_hash
         )
-    return connection.execute(delete(token).where(token.c.expires_at <= now)).rowcount
+    )
+    return bool(gone.rowcount)
+
+
+def know_address(connection: Connection, user_id: int, address: str, now: int) -> None:
+    """Remember that a user logged in from an address."""
+    mine = known_address.c.user_id == user_id
+    changed = connection.execute(
+        update(known_address).where(mine, known_address.c.address == address).values(seen_at=now)
+    )
+    if changed.rowcount:
+        return
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                insert(known_address).values(user_id=user_id, address=address, seen_at=now)
+            )
+    except IntegrityError:
+        return  # another Manager was first
+    known = list(
+        connection.execute(
+            select(known_address.c.address).where(mine).order_by(known_address.c.seen_at.desc())
+        ).scalars()
+    )
+    for surplus in known[ADDRESSES_PER_USER:]:
+        connection.execute(delete(known_address).where(mine, known_address.c.address == surplus))
+
+
+def is_known_address(connection: Connection, user_id: int, address: str, since: int) -> bool:
+    """Say whether a user has logged in from an address since then, unix seconds."""
+    query = select(known_address.c.address).where(
+        known_address.c.user_id == user_id,
+        known_address.c.address == address,
+        known_address.c.seen_at >= since,
+    )
+    return connection.execute(query).first() is not None
+
+
+def forgive(connection: Connection, subject: str) -> int:
+    """Forget the failed logins of a user, from everywhere; ``subject`` as they were noted."""
+    return connection.execute(
+        delete(login_failure).where(login_failure.c.subject == subject)
+    ).rowcount
