@@ -9,6 +9,9 @@ In this order, within a deadline:
    address at all counts failures, and ends itself at the seventh.
 3. Every connection is told goodbye, spread over the time left, and read to its end.
 
+Where several processes of a host share the port, one that drains alone leaves its agents to the
+others. When all of them drain, each goes by what ServiceDiscovery lists, as a single process does.
+
 A drain can be undone as long as the process lives: agents that were told goodbye stay away, new
 ones are taken.
 
@@ -76,6 +79,7 @@ class Drain:
         siblings: bool = False,
     ) -> None:
         self._siblings = siblings
+        self._others_stay = siblings  # at the drain under way
         self._gateway, self._discovery, self._clock = gateway, discovery, clock
         self._name, self._address = name, address
         self._close_port, self._open_port = close_port, open_port
@@ -83,8 +87,14 @@ class Drain:
         self.end = 0.0  # seconds of the clock; when it must be over
         self._running: Deferred[None] | None = None
 
-    def begin(self, seconds: float, then: Callable[[], None] | None = None) -> None:
-        """Drain within ``seconds``; afterwards call ``then``, or stay as it is, drained."""
+    def begin(
+        self, seconds: float, then: Callable[[], None] | None = None, *, together: bool = False
+    ) -> None:
+        """Drain within ``seconds``; afterwards call ``then``, or stay as it is, drained.
+
+        ``together`` says that the other processes of this host drain too.
+        """
+        self._others_stay = self._siblings and not together
         self._running = Deferred.fromCoroutine(self._run(seconds, then))
         self._running.addErrback(lambda failure: self.log.failure("drain failed", failure))
 
@@ -148,7 +158,7 @@ class Drain:
 
     async def _go_off_the_list(self) -> None:
         await self._discovery.renew()  # it knows now that we are draining
-        if self._siblings or not self._others_have_room():
+        if self._others_stay or not self._others_have_room():
             return
         await self._discovery.deregister(self._name)
         while not await self._discovery.leads_elsewhere(self._name, *self._address):
@@ -162,7 +172,7 @@ class Drain:
         self._gateway.abort()
 
     def _others_have_room(self) -> bool:
-        return self._siblings or self._discovery.room_elsewhere(self._name, *self._address)
+        return self._others_stay or self._discovery.room_elsewhere(self._name, *self._address)
 
     async def _close(self) -> None:
         self._gateway.closed = True

@@ -294,7 +294,13 @@ class AgentCenterRole:
                 UploadTokenRoutes(self.gateway.tokens),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 *([] if self._siblings is None else [self._siblings]),
-                AdminRoutes(self.drain, self.gateway, self._reactor.stop, self._reactor),
+                AdminRoutes(
+                    self.drain,
+                    self.gateway,
+                    self._reactor.stop,
+                    self._reactor,
+                    None if self._siblings is None else self._siblings.ask,
+                ),
                 Liveness(self._problems),
             ),
             {AuthKind.SIGNED: check},

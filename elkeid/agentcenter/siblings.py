@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.table import Agent
 from elkeid.agentcenter.transfer import TransferStream
-from elkeid.web.client import CallFailed, JsonClient
+from elkeid.web.client import CallFailed, JsonClient, Reply
 from elkeid.web.routes import AuthKind, Call, MiB, Routes
 from elkeid.wire.grpc import Status
 
@@ -111,22 +111,25 @@ class Siblings:
             while self._news:
                 ids = list(self._news)[:BATCH]
                 batch = [self._news.pop(agent_id) for agent_id in ids]
-                calls = [Deferred.fromCoroutine(self._post(place, batch)) for place in self._places]
-                for call in calls:
-                    await call
+                # Where a call fails the process is gone, and with it the streams that it held.
+                await self.ask("/worker/joined", {"agents": batch})
         except CancelledError:
             return
         except Exception:
             self.log.failure("cannot tell the other workers who joined")
         self._telling = None
 
-    async def _post(self, place: str, batch: list[Joined]) -> None:
-        try:
-            await self._http.post(
-                f"https://{place}/worker/joined", {"agents": batch}, seconds=CALL_SECONDS
-            )
-        except CallFailed:
-            return  # its process is gone, and with it the streams that it held
+    async def ask(self, path: str, body: object) -> list[Reply | CallFailed]:
+        """Make the same POST to each of the others, at once; how each call went."""
+
+        async def post(place: str) -> Reply | CallFailed:
+            try:
+                return await self._http.post(f"https://{place}{path}", body, seconds=CALL_SECONDS)
+            except CallFailed as error:
+                return error
+
+        asked = [Deferred.fromCoroutine(post(place)) for place in self._places]
+        return [await answer for answer in asked]
 
     async def stop(self) -> None:
         """Tell nobody any more."""

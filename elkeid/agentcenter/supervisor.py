@@ -108,6 +108,11 @@ class WorkersRole:
         limit = self._settings.agentcenter.connection_limit * max(len(loads), 1)
         return sum(loads), {LIMIT: limit, DRAINING: self.stopping or not loads}
 
+    def tell_load(self) -> None:
+        """Let ServiceDiscovery know what has just changed, before the next renewal."""
+        told = Deferred.fromCoroutine(self._discovery.renew())
+        told.addErrback(lambda failure: self.log.failure("cannot tell the load", failure))
+
     def place(self, worker: Worker) -> str:
         """Where a worker's API is: ``host:port``."""
         listen = self._settings.agentcenter.listen
@@ -200,7 +205,10 @@ class Seat:
                     reply = await self._role.http.get(url, seconds=ANSWER_SECONDS)
                     answer = reply.decode(_LoadAnswer).data
                     self.load = answer.agents
-                    self.draining = answer.state != DrainState.SERVING
+                    draining = answer.state != DrainState.SERVING
+                    if draining is not self.draining:
+                        self.draining = draining
+                        self._role.tell_load()  # agents must learn of it before they are sent
                 except CallFailed:
                     self.load = None
                     if self._late():
