@@ -345,6 +345,8 @@ class ManagerSettings:
     drop_hosts: int = _number(5, 0, 1_000_000)  # may lose most plugins within drop_seconds
     drop_seconds: float = _seconds(600, 1, 86400)
     upload_quota_bytes: int = _number(10 * GiB, MiB, 1 << 50)  # all files of agents together
+    export_quota_bytes: int = _number(4 * GiB, MiB, 1 << 50)  # all exported files together
+    export_seconds: float = _seconds(86400, 60, 30 * 86400)  # life of an exported file
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
     members: tuple[str, ...] = field(validator=endpoints)  # default: the one of this machine
 

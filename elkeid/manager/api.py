@@ -19,6 +19,7 @@ from elkeid.manager.codes import (
     SUCCESS,
     UNKNOWN_ERROR,
 )
+from elkeid.manager.exports import ExportsBusy
 from elkeid.manager.filter import FilterError
 from elkeid.manager.hosts import TooManyHosts
 from elkeid.manager.shared_api import refusal_of
@@ -177,6 +178,7 @@ def make_api(
             UserRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
             UploadRefused: refusal_of,
             TooManyHosts: too_many_refusal,
+            ExportsBusy: lambda error: Busy(str(error)),
             FilterError: lambda error: ParameterInvalid(str(error)),
             StoreBusy: lambda error: Busy(str(error)),
             StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),

@@ -3,17 +3,31 @@
 Source: docs/protocol.md, "Manager API", "Hosts".
 """
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.codes import DATABASE_ERROR
-from elkeid.manager.hostview import HostDetail, HostItem, detail_of, items_of
+from elkeid.manager.exports import Exports, Listing
+from elkeid.manager.hosts import Hosts
+from elkeid.manager.hostview import (
+    EXPORT_HEADER,
+    HostDetail,
+    HostItem,
+    detail_of,
+    export_rows,
+    items_of,
+)
 from elkeid.manager.pages import Paged, PageQuery, listed
 from elkeid.manager.roles import AGENT_READERS
-from elkeid.manager.selection import HostConditions, conditions_test
+from elkeid.manager.selection import (
+    SELECTOR_BYTES,
+    HostConditions,
+    HostSelector,
+    conditions_test,
+    selected,
+)
 from elkeid.manager.store.store import Threads
 from elkeid.web.refusals import CodedRefusal
 from elkeid.web.routes import AuthKind, Call, Routes
@@ -31,13 +45,12 @@ class HostRoutes:
     Args:
         agents: as last reported.
         threads: where documents become what is shown.
-        wall: seconds since the epoch.
     """
 
     routes = Routes("/api/v6/asset-center", auth=AuthKind.TOKEN)
 
-    def __init__(self, agents: AgentStatus, threads: Threads, wall: Callable[[], float]) -> None:
-        self._agents, self._threads, self._wall = agents, threads, wall
+    def __init__(self, agents: AgentStatus, threads: Threads) -> None:
+        self._agents, self._threads = agents, threads
 
     @routes.post(
         "/DescribeHosts",
@@ -69,3 +82,35 @@ class HostRoutes:
         if found is None:
             raise CodedRefusal(DATABASE_ERROR, "no host with this id has ever been reported")
         return detail_of(found, self._agents.fresh_since)
+
+
+class HostExportRoutes:
+    """Lists of hosts to take along.
+
+    Args:
+        hosts: as last reported.
+        exports: where the file goes.
+    """
+
+    routes = Routes("/api/v6/asset-center", auth=AuthKind.TOKEN)
+
+    def __init__(self, hosts: Hosts, exports: Exports) -> None:
+        self._hosts, self._exports = hosts, exports
+
+    @routes.post(
+        "/ExportHosts",
+        body=HostSelector,
+        limit=SELECTOR_BYTES,
+        reads=True,
+        levels=AGENT_READERS,
+        answer=bytes,
+        media="text/event-stream",
+        summary="Write selected hosts to a file for download",
+    )
+    async def export(self, call: Call[None, HostSelector]) -> object:
+        """Server-sent events tell how far it is, and the file's name."""
+        test = selected(call.body, reading=True)
+        total = await self._hosts.count(test)
+        documents = self._hosts.documents(test)
+        listing = Listing("hosts", EXPORT_HEADER, total, documents, export_rows)
+        return self._exports.begin(call.identity.user.id, listing)

@@ -40,16 +40,19 @@ class Hosts:
     def __init__(self, agents: AgentStatus, store: Store, news: News) -> None:
         self._agents, self._store, self._news = agents, store, news
 
-    async def ids(self, test: Test) -> AsyncIterator[list[str]]:
-        """The ids of hosts that pass a test, in slices; each slice is as of its own moment."""
+    async def documents(self, test: Test) -> AsyncIterator[list[msgspec.Raw]]:
+        """The documents of hosts that pass a test, in slices by id, each as of its own moment."""
         last = ""
         while True:
-            documents = await self._agents.following(test, last, HOSTS_PER_SLICE)
-            if not documents:
+            some = await self._agents.following(test, last, HOSTS_PER_SLICE)
+            if not some:
                 return
-            some = [_id_of(each).agent_id for each in documents]
+            last = _id_of(some[-1]).agent_id
             yield some
-            last = some[-1]
+
+    async def count(self, test: Test) -> int:
+        """How many hosts pass a test."""
+        return (await self._agents.page(test, 0, 1)).total
 
     async def retag(self, test: Test, change: Callable[[set[str]], set[str]]) -> Retagged:
         """Change the tags of the hosts that pass a test.
@@ -61,14 +64,15 @@ class Hosts:
         Raises:
             TooManyHosts: nothing was changed.
         """
-        count = (await self._agents.page(test, 0, 1)).total
+        count = await self.count(test)
         if count > HOSTS_PER_CHANGE:
             raise TooManyHosts(
                 f"{count} hosts are selected, and one call changes {HOSTS_PER_CHANGE} at most: "
                 "select fewer"
             )
         done = Retagged()
-        async for some in self.ids(test):
+        async for documents in self.documents(test):
+            some = [_id_of(each).agent_id for each in documents]
             slice_done = await self._store.write(retag, some, change)
             if slice_done.changed:
                 self._news.announce(some)

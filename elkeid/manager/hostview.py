@@ -236,3 +236,30 @@ def detail_of(raw: msgspec.Raw, fresh_since: float) -> HostDetail:
         rasp_event=Levels(),
         baseline=Checks(),
     )
+
+
+EXPORT_HEADER = (
+    *("AgentID", "Hostname", "IntranetIPv4", "ExtranetIPv4", "IntranetIPv6", "ExtranetIPv6"),
+    *("IDC", "Platform", "CPU", "RSS", "LastHeartbeatTime"),
+)
+
+
+def export_rows(documents: Sequence[msgspec.Raw]) -> list[Sequence[object]]:
+    """Rows of an exported list; for a thread."""
+    items = (item_of(_decode(each)) for each in documents)
+    return [
+        (
+            each.agent_id,
+            each.hostname,
+            each.intranet_ipv4,
+            each.extranet_ipv4,
+            each.intranet_ipv6,
+            each.extranet_ipv6,
+            each.idc,
+            each.platform,
+            each.cpu,
+            each.memory,
+            each.last_heartbeat_time,
+        )
+        for each in items
+    ]

@@ -26,6 +26,9 @@ from elkeid.web.refusals import ParameterInvalid
 
 ADDRESS_FIELDS = ("intranet_ipv4", "extranet_ipv4", "intranet_ipv6", "extranet_ipv6")
 
+SELECTOR_BYTES = 2 << 20
+"""Body with a selector: 10,000 ids of 128 characters, quoted."""
+
 NOBODY = Some(())
 
 AgentId = Annotated[str, msgspec.Meta(min_length=1, max_length=AGENT_ID_CHARACTERS)]

@@ -27,7 +27,8 @@ from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
-from elkeid.manager.host_api import HostRoutes
+from elkeid.manager.exports import Exports
+from elkeid.manager.host_api import HostExportRoutes, HostRoutes
 from elkeid.manager.hosts import Hosts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
@@ -138,6 +139,15 @@ class ManagerRole:
             wall,
             manager.upload_quota_bytes,
         )
+        self.exports = Exports(
+            settings.server.data_dir / "exports",
+            self.store,
+            threads,
+            reactor,
+            wall=wall,
+            quota=manager.export_quota_bytes,
+            seconds=manager.export_seconds,
+        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
@@ -149,9 +159,10 @@ class ManagerRole:
             *self._user_routes,
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
-            DownloadRoutes(self.uploads),
+            DownloadRoutes(self.uploads, self.exports),
             TagRoutes(hosts, self.store),
-            HostRoutes(self.agents, threads, wall),
+            HostRoutes(self.agents, threads),
+            HostExportRoutes(hosts, self.exports),
             *inner,
         ]
         self.api = self._face(groups)
@@ -235,6 +246,7 @@ class ManagerRole:
             self.syslog.start()
         await self.agents.start()
         await self.uploads.start()
+        await self.exports.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -269,6 +281,7 @@ class ManagerRole:
             site.close()
         await stop_each(
             self.log,
+            self.exports.stop,
             self.news.stop,
             self.tag_news.stop,
             self.polls.stop,

@@ -1,8 +1,10 @@
 """``/api/v6/shared``: files that agents upload, and their way to operators."""
 
 import re
+from typing import IO
 
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
+from elkeid.manager.exports import Exports
 from elkeid.manager.roles import EVERY_USER
 from elkeid.manager.uploads import HashMissing, UploadRefused, Uploads
 from elkeid.metrics import ManagerMetrics
@@ -56,13 +58,14 @@ class DownloadRoutes:
     """Gives them to operators.
 
     Args:
-        uploads: where they are.
+        uploads: where those of hosts are.
+        exports: where exported lists are.
     """
 
     routes = Routes("/api/v6/shared", auth=AuthKind.TOKEN)
 
-    def __init__(self, uploads: Uploads) -> None:
-        self._uploads = uploads
+    def __init__(self, uploads: Uploads, exports: Exports) -> None:
+        self._uploads, self._exports = uploads, exports
 
     @routes.get(
         "/Download/<string:name>",
@@ -72,18 +75,23 @@ class DownloadRoutes:
         summary="Download a file",
     )
     async def download(self, call: Call) -> object:
-        """404 for a name that there is not."""
-        name = call.parts["name"]
-        found = await self._uploads.open(name) if _NAME.match(name) else None
-        if found is None:
+        """404 for a name that there is not, and for an export that another user made."""
+        name, user = call.parts["name"], call.identity.user
+        file: IO[bytes]
+        if not _NAME.match(name):
             raise NoSuchRoute("there is no file of this name")
-        file, upload = found
+        if (uploaded := await self._uploads.open(name)) is not None:
+            file, size = uploaded[0], uploaded[1].size
+        elif (exported := await self._exports.open(name, user.id, user.level)) is not None:
+            file, size = exported[0], exported[1].size
+        else:
+            raise NoSuchRoute("there is no file of this name")
         return FileAnswer(
             file,
-            upload.size,
+            size,
             {
                 "content-type": "application/octet-stream",
-                "content-disposition": f'attachment; filename="{upload.name}"',
+                "content-disposition": f'attachment; filename="{name}"',
                 "x-content-type-options": "nosniff",
             },
         )

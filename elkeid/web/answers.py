@@ -1,6 +1,6 @@
 """What goes back to a client: whole answers, and the envelopes of the HTTP faces."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -59,6 +59,31 @@ class FileAnswer:
     file: IO[bytes]
     size: int
     headers: Mapping[str, str] = Factory(dict)
+
+
+class EventSink(Protocol):
+    """Where server-sent events go."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left: what is sent now reaches nobody."""
+
+    def send(self, name: str, data: object) -> None:
+        """Send one event, its data as JSON."""
+
+
+@frozen
+class EventStream:
+    """Server-sent events as the whole answer.
+
+    Few and small ones: they are not held back when the client is slow.
+
+    Args:
+        run: sends them; the answer ends when it returns. It is told when the client leaves, and
+            not cancelled.
+    """
+
+    run: Callable[[EventSink], Awaitable[None]]
 
 
 class Envelope(Protocol):

@@ -15,7 +15,15 @@ from twisted.web.server import NOT_DONE_YET, Request
 from werkzeug.exceptions import HTTPException
 from zope.interface import implementer
 
-from elkeid.web.answers import JSON_TYPE, Answer, Envelope, Enveloped, FileAnswer
+from elkeid.web.answers import (
+    JSON_TYPE,
+    Answer,
+    Envelope,
+    Enveloped,
+    EventStream,
+    FileAnswer,
+    encode_json,
+)
 from elkeid.web.refusals import (
     AnswerInstead,
     BodyTooLarge,
@@ -28,6 +36,8 @@ from elkeid.web.spool import Spool
 
 FILE_PIECE = 64 << 10
 """Bytes of a file that are read at once: some 20 µs, from the system's cache."""
+
+EVENTS_TYPE = "text/event-stream; charset=utf-8"
 
 Authenticator = Callable[[Call], Any]
 """Returns the caller's identity, at once or awaitable, or raises a `Refusal`."""
@@ -184,6 +194,9 @@ class Api(Resource):
             if isinstance(result, FileAnswer):
                 self._observe(route, 200)
                 return _FileResource(result, call.answer_headers)
+            if isinstance(result, EventStream):
+                self._observe(route, 200)
+                return _EventResource(result, call.answer_headers)
             answer = self._succeeded(result)
             body = answer.encoded()
         except CancelledError:  # the client has left, nobody waits for an answer
@@ -284,6 +297,56 @@ class _FileResource(Resource):
             request.setHeader(name, value)
         _FileProducer(request, answer.file).start()
         return NOT_DONE_YET
+
+
+class _Sink:
+    """Events of one request."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.gone = False
+        request.notifyFinish().addErrback(self._left)
+
+    def _left(self, reason: Failure) -> None:
+        self.gone = True
+
+    def send(self, name: str, data: object) -> None:
+        if not self.gone:
+            self._request.write(b"event: %s\ndata: %s\n\n" % (name.encode(), encode_json(data)))
+
+
+class _EventResource(Resource):
+    """Sends events until there are no more."""
+
+    isLeaf = True
+    log = Logger()
+
+    def __init__(self, stream: EventStream, headers: Mapping[str, str]) -> None:
+        super().__init__()
+        self._stream, self._headers = stream, headers
+
+    def render(self, request: Request) -> int:
+        kind = {"content-type": EVENTS_TYPE, "cache-control": "no-store"}
+        for name, value in {**self._headers, **kind}.items():
+            request.setHeader(name, value)
+        sink = _Sink(request)
+        running = Deferred.fromCoroutine(self._run(sink))
+        running.addCallbacks(
+            lambda _: self._ended(request, sink), lambda reason: self._failed(reason, request, sink)
+        )
+        return NOT_DONE_YET
+
+    async def _run(self, sink: _Sink) -> None:
+        await self._stream.run(sink)
+
+    def _ended(self, request: Request, sink: _Sink) -> None:
+        if not sink.gone:
+            request.finish()
+
+    def _failed(self, failure: Failure, request: Request, sink: _Sink) -> None:
+        self.log.failure("events of {path} failed", failure, path=request.path)
+        if not sink.gone:  # an answer that was cut must not look whole
+            request.loseConnection()
 
 
 def _anyone(call: Call) -> None:

@@ -6,10 +6,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.web.answers import CodeEnvelope, FileAnswer
+from elkeid.web.answers import CodeEnvelope, EventSink, EventStream, FileAnswer
 from elkeid.web.api import FILE_PIECE, Api
 from elkeid.web.refusals import BodyTooLarge
 from elkeid.web.routes import Call, Routes
@@ -151,3 +152,61 @@ class SpoolTests(_Case):
         """A face with such a route and no folder for it is not made."""
         with self.assertRaisesRegex(ValueError, "spool_dir"):
             FaceSite(Api(CodeEnvelope({}, {}, 3), [self.files]), self.clock)
+
+
+class _Events:
+    """Tells something as it happens."""
+
+    routes = Routes()
+
+    def __init__(self) -> None:
+        self.sink: Any = None
+        self.end: Deferred[None] = Deferred()
+
+    @routes.get("/events", summary="events")
+    async def tell(self, call: Call) -> object:
+        """Until the test says that it is over."""
+        call.answer_headers["user"] = "me"
+
+        async def run(sink: EventSink) -> None:
+            self.sink = sink
+            sink.send("first", {"n": 1})
+            await self.end
+
+        return EventStream(run)
+
+
+class EventTests(SynchronousTestCase):
+    """Server-sent events."""
+
+    def setUp(self) -> None:
+        self.events = _Events()
+        site = FaceSite(Api(CodeEnvelope({0: "success"}, {}, 3), [self.events]), Clock())
+        self.client = RawConnection(site)
+        self.head = self.client.send(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    def test_events(self) -> None:
+        """Each goes out at once; the answer ends when there are no more."""
+        self.assertIn(b"Content-Type: text/event-stream; charset=utf-8\r\n", self.head)
+        self.assertIn(b"Cache-Control: no-store\r\n", self.head)
+        self.assertIn(b"User: me\r\n", self.head)
+        self.assertIn(b'event: first\ndata: {"n":1}\n\n', self.head)
+        self.events.sink.send("second", None)
+        self.assertIn(b"event: second\ndata: null\n\n", self.client.wire.value())
+        self.events.end.callback(None)
+        self.assertTrue(self.client.wire.value().endswith(b"\r\n0\r\n\r\n"))
+        self.assertFalse(self.client.wire.disconnecting)
+
+    def test_the_client_leaves(self) -> None:
+        """The sender can see it, goes on as it likes, and harms nobody."""
+        self.client.lose()
+        self.assertTrue(self.events.sink.gone)
+        self.events.sink.send("second", None)
+        self.events.end.callback(None)
+
+    def test_a_fault(self) -> None:
+        """Events that break off do not look whole, and the log says why."""
+        self.events.end.errback(ValueError("a bug"))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertTrue(self.client.wire.disconnecting)
+        self.assertNotIn(b"\r\n0\r\n\r\n", self.client.wire.value())

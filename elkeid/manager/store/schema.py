@@ -21,7 +21,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -227,4 +227,14 @@ audit_head = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
     Column("seq", BigInteger, nullable=False),  # of the newest entry; 0: none
     Column("hash", String(64), nullable=False),  # its
+)
+
+export_file = Table(
+    "export_file",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("user_id", Integer, nullable=False),  # who may fetch it, beside administrators
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
+    Column("expires_at", BigInteger, nullable=False, index=True),
 )
