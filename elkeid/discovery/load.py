@@ -10,6 +10,7 @@ a value of another type than stated counts as absent, for a map that is free may
 | ``draining`` | bool | takes nobody new: named last |
 | ``renew`` | number above 0 | seconds between its renewals; `DiscoveryClient` adds it |
 | ``zone`` | string | where it stands, for the zone preference |
+| ``version`` | string | of its program; information only |
 
 Source: docs/protocol.md, "ServiceDiscovery API".
 """
@@ -17,11 +18,14 @@ Source: docs/protocol.md, "ServiceDiscovery API".
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from elkeid import __version__
+
 LIMIT: Final = "limit"
 CPU: Final = "cpu"
 DRAINING: Final = "draining"
 RENEW: Final = "renew"
 ZONE: Final = "zone"
+VERSION: Final = "version"
 
 
 class Listed(Protocol):
@@ -56,7 +60,12 @@ def report(limit: int, cpu: float, draining: bool) -> dict[str, Any]:
         cpu: share of one core, 0 to 1; kept within these bounds.
         draining: whether it is leaving.
     """
-    return {LIMIT: limit, CPU: round(min(1.0, max(0.0, cpu)), 3), DRAINING: draining}
+    return {
+        LIMIT: limit,
+        CPU: round(min(1.0, max(0.0, cpu)), 3),
+        DRAINING: draining,
+        VERSION: __version__,
+    }
 
 
 def limit_of(extra: Mapping[str, Any] | None) -> float | None:
@@ -76,8 +85,17 @@ def is_draining(extra: Mapping[str, Any] | None) -> bool:
 
 def zone_of(extra: Mapping[str, Any] | None) -> str | None:
     """Where it stands, or None if it does not say."""
-    zone = (extra or {}).get(ZONE)
-    return zone if isinstance(zone, str) and zone else None
+    return _text(extra, ZONE)
+
+
+def version_of(extra: Mapping[str, Any] | None) -> str | None:
+    """Of its program, or None if it does not say."""
+    return _text(extra, VERSION)
+
+
+def cpu_of(extra: Mapping[str, Any] | None) -> float | None:
+    """Share of one core that it used lately, or None if it does not say."""
+    return _positive(extra, CPU) or (0.0 if (extra or {}).get(CPU) == 0 else None)
 
 
 def has_room(record: Listed) -> bool:
@@ -91,6 +109,11 @@ def has_room(record: Listed) -> bool:
         and not is_draining(record.extra)
         and (limit is None or record.weight < limit)
     )
+
+
+def _text(extra: Mapping[str, Any] | None, key: str) -> str | None:
+    value = (extra or {}).get(key)
+    return value if isinstance(value, str) and value else None
 
 
 def _positive(extra: Mapping[str, Any] | None, key: str) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
+from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -57,6 +58,21 @@ class Instance(Protocol):
         """Of its HTTP API."""
 
 
+@frozen
+class PollState:
+    """How the polling of one AC goes.
+
+    Args:
+        problem: why the last poll failed, or None.
+        skew: its clock minus ours, seconds.
+        silence: seconds since the last good answer; since the polling began, if there is none.
+    """
+
+    problem: str | None
+    skew: float
+    silence: float
+
+
 class StatAnswer(msgspec.Struct):
     """Body of ``GET /conn/stat``. Upstream's has no ``cursor`` and is always complete."""
 
@@ -97,7 +113,7 @@ class AcPoller:
         self._cursor: str | None = None
         self._stopped = False
         self._forgotten = True  # nobody is known to be connected
-        self._silent_since = clock.seconds()
+        self.silent_since = clock.seconds()
         self._running: Deferred[None] | None = None
         self._call: Deferred[Reply] | None = None
         self._next: IDelayedCall | None = None
@@ -173,14 +189,14 @@ class AcPoller:
             self.log.info("AgentCenter {ac}: polled", ac=self.source)
         self.problem = None
         self._forgotten = False
-        self._silent_since = self._clock.seconds()
+        self.silent_since = self._clock.seconds()
 
     async def _failed(self, reason: str) -> None:
         self._metrics.polls.labels("failed").inc()
         if self.problem != reason:
             self.log.warn("AgentCenter {ac}: {reason}; trying on", ac=self.source, reason=reason)
         self.problem = reason
-        silent = self._clock.seconds() - self._silent_since
+        silent = self._clock.seconds() - self.silent_since
         if silent < FORGET_SECONDS or self._forgotten or self._stopped:
             return
         try:
@@ -268,6 +284,14 @@ class AcPoll:
             for source, poller in self._pollers.items()
             if poller.problem is not None
         ]
+
+    def states(self) -> Mapping[Source, PollState]:
+        """How the polling of each AC goes."""
+        now = self._clock.seconds()
+        return {
+            source: PollState(poller.problem, poller.skew, now - poller.silent_since)
+            for source, poller in self._pollers.items()
+        }
 
     def skews(self) -> Mapping[str, float]:
         """AC address -> its clock minus ours, seconds."""

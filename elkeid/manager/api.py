@@ -8,6 +8,7 @@ from elkeid.errors import StoreError
 from elkeid.manager.access import Access, Identity, TokenRefused, may_come_from
 from elkeid.manager.accounts import UserRefused
 from elkeid.manager.audit import AuditLog
+from elkeid.manager.cluster import RemoteFailed, TargetRefused
 from elkeid.manager.codes import (
     ADDRESS_NOT_ALLOWED,
     AUTH_FAILED,
@@ -16,6 +17,7 @@ from elkeid.manager.codes import (
     MESSAGES,
     PARAM_INVALID,
     PASSWORD_TOO_OLD,
+    REMOTE_FAILED,
     SUCCESS,
     UNKNOWN_ERROR,
 )
@@ -179,6 +181,8 @@ def make_api(
             UploadRefused: refusal_of,
             TooManyHosts: too_many_refusal,
             ExportsBusy: lambda error: Busy(str(error)),
+            TargetRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
+            RemoteFailed: lambda error: CodedRefusal(REMOTE_FAILED, str(error)),
             FilterError: lambda error: ParameterInvalid(str(error)),
             StoreBusy: lambda error: Busy(str(error)),
             StoreError: lambda error: CodedRefusal(DATABASE_ERROR, str(error)),

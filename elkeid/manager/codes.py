@@ -10,6 +10,7 @@ DATABASE_ERROR = 3
 PARAM_INVALID = 5
 BUSY = 7
 UNKNOWN_ERROR = 10
+REMOTE_FAILED = 12
 EXCEED_LIMIT = 15
 OTP_REQUIRED = 17
 PASSWORD_TOO_OLD = 18
@@ -30,7 +31,7 @@ MESSAGES = {
     9: "ID ONLY SYUUPRT 'A-Z/a-z/0-9/-/_'",
     UNKNOWN_ERROR: "unknown error",
     11: "get result timeout",
-    12: "all remote instance failed",
+    REMOTE_FAILED: "all remote instance failed",
     13: "PROJECT ID REPECT",
     14: "SOME FIELD IS NUL",
     EXCEED_LIMIT: "",

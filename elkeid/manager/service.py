@@ -11,8 +11,10 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from twisted.web.iweb import IAgent
 
+from elkeid import __version__
 from elkeid.config import Settings, is_loopback
 from elkeid.discovery.client import DiscoveryClient
+from elkeid.discovery.load import VERSION
 from elkeid.discovery.registry import Record
 from elkeid.keys import Keys
 from elkeid.lifecycle import stop_each
@@ -25,9 +27,12 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
+from elkeid.manager.cluster import MANAGER_NAME, Cluster
+from elkeid.manager.cluster_api import ClusterRoutes
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.exports import Exports
+from elkeid.manager.fanout import Gateways
 from elkeid.manager.host_api import HostExportRoutes, HostRoutes
 from elkeid.manager.hosts import Hosts
 from elkeid.manager.inner_api import InnerRoutes
@@ -50,9 +55,6 @@ from elkeid.web.documentation import DocumentationRoutes
 from elkeid.web.plain import Liveness
 from elkeid.web.routes import AuthKind
 from elkeid.web.site import FaceSite, listen
-
-NAME = "hids_manage"
-"""Under this name Managers register with ServiceDiscovery."""
 
 HASHING_THREADS = 1
 """Beside the store's own threads, so that a flood of logins does not hold up queries."""
@@ -96,9 +98,10 @@ class ManagerRole:
         self.store = Store(database_of(settings), threads)
         self.agents = AgentStatus(self.store, wall, manager.offline_seconds)
         credentials = Credentials(*keys.signing_pair)
+        sd_http = JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials)
         self.discovery = DiscoveryClient(
             reactor,
-            JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials),
+            sd_http,
             settings.discovery.members,
         )
         self.metrics = ManagerMetrics(
@@ -122,6 +125,14 @@ class ManagerRole:
             self.agents,
             self.metrics,
             poll_seconds=manager.poll_seconds,
+        )
+        cluster = Cluster(
+            reactor,
+            Gateways(reactor, ac_http),
+            self.discovery,
+            self.polls,
+            http=sd_http,
+            members=settings.discovery.members,
         )
         self._liveness = Liveness(self.problems, PONG)
         inner_check = InnerCheck(
@@ -160,6 +171,7 @@ class ManagerRole:
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             DownloadRoutes(self.uploads, self.exports),
+            ClusterRoutes(cluster),
             TagRoutes(hosts, self.store),
             HostRoutes(self.agents, threads),
             HostExportRoutes(hosts, self.exports),
@@ -252,9 +264,13 @@ class ManagerRole:
         if manager.tls_port is not None:
             self._open(self.api, manager.tls_port, "manager.tls_port", self._api_tls)
         self.discovery.register(
-            NAME, self._settings.advertised("manager"), manager.port, lambda: (0, None)
+            MANAGER_NAME,
+            self._settings.advertised("manager"),
+            manager.port,
+            lambda: (0, {VERSION: __version__}),
         )
         self.discovery.watch(AC_NAME, self._gateways_changed)
+        self.discovery.watch(MANAGER_NAME, lambda records: None)
 
     def _gateways_changed(self, records: list[Record]) -> None:
         self.polls.changed(records)

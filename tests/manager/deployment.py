@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
@@ -27,7 +27,7 @@ from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.users import add_user
 from elkeid.web.answers import Answer, CodeEnvelope
-from elkeid.web.api import Api
+from elkeid.web.api import Api, Group
 from elkeid.web.client import Credentials, _Whole
 from elkeid.web.refusals import AuthenticationFailed
 from elkeid.web.routes import AuthKind, Call, Routes
@@ -144,7 +144,13 @@ class ScriptedAc:
 
     routes = Routes(auth=AuthKind.SIGNED)
 
-    def __init__(self, network: MemoryNetwork, port: int = 6752, cursors: bool = True) -> None:
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        port: int = 6752,
+        cursors: bool = True,
+        more: Sequence[Group] = (),
+    ) -> None:
         self.network, self.port, self.cursors = network, port, cursors
         self.agents: dict[str, Any] = {}
         self.answer: Answer | None = None
@@ -157,7 +163,7 @@ class ScriptedAc:
         self._gone: dict[str, int] = {}
         api = Api(
             CodeEnvelope({0: "success"}, {AuthenticationFailed: 1}, 3),
-            [self],
+            [self, *more],
             {AuthKind.SIGNED: SignatureCheck({AK: SK}, network.wall)},
         )
         self.site = FaceSite(api, network.clock)
@@ -302,11 +308,14 @@ class Deployment:
         self.network.run(self.discovery.stop())
         shutil.rmtree(self.folder)
 
-    def register(self, ac: ScriptedAc) -> DiscoveryClient:
+    def register(
+        self, ac: ScriptedAc, weight: int = 0, extra: dict[str, Any] | None = None
+    ) -> DiscoveryClient:
         """Let ServiceDiscovery list an AC, and the Manager notice."""
         client = self.network.client(Credentials(AK, SK))
         registrar = DiscoveryClient(self.network.clock, client, self.settings.discovery.members)
-        registrar.register("hids_svr_http", "127.0.0.1", ac.port, lambda: (0, None))
+        load = (weight, extra)
+        registrar.register("hids_svr_http", "127.0.0.1", ac.port, lambda: load)
         self._registrars.append(registrar)
         self.network.advance(3)
         return registrar
@@ -326,9 +335,7 @@ class Deployment:
         content_type: str | None = "application/json",
     ) -> Got:
         """One request to the Manager's plain port; the answer must be as documented."""
-        headers = Headers()
-        if token is not None:
-            headers.addRawHeader("token", token)
+        headers = self.bearing(token)
         if body is not None and content_type is not None:
             headers.addRawHeader("content-type", content_type)
         payload = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
@@ -340,6 +347,11 @@ class Deployment:
         kind = got.headers.get("content-type", "")
         contract_of(api).check(api, method, path, status=got.status, kind=kind, body=got.text)
         return got
+
+    @staticmethod
+    def bearing(token: str | None) -> Headers:
+        """Headers with a token."""
+        return Headers() if token is None else Headers({"token": [token]})
 
     async def _exchange(self, method: str, url: str, headers: Headers, body: bytes | None) -> Got:
         producer = None if body is None else _Whole(body)
