@@ -37,6 +37,9 @@ T = TypeVar("T")
 MANAGER_NAME: Final = "hids_manage"
 """Under this name Managers register with ServiceDiscovery."""
 
+GRPC_NAME: Final = "hids_svr_grpc"
+"""Under this name AgentCenters' ports for agents register with ServiceDiscovery."""
+
 RESET_SECONDS: Final = 15.0
 """For ending streams: 10,000 take a few."""
 
@@ -228,7 +231,7 @@ class Cluster:
     Args:
         clock: for deadlines.
         gateways: asks AgentCenters.
-        discovery: watches `AC_NAME` and `MANAGER_NAME`.
+        discovery: told by `watch` which names to keep known.
         polls: of agents' status.
         http: asks members of ServiceDiscovery.
         members: ``host:port`` of these.
@@ -250,6 +253,11 @@ class Cluster:
         self._ledger = Shared(clock, self._ask_ledgers)
         self._disputes = Shared(clock, self._ask_disputes)
         self._discoveries = Shared(clock, self._ask_members)
+
+    def watch(self) -> None:
+        """Keep known what is asked about beside AgentCenters' APIs, which polls watch."""
+        for name in (MANAGER_NAME, GRPC_NAME):
+            self._discovery.watch(name, lambda records: None)
 
     # --- what there is
 
@@ -407,9 +415,7 @@ class Cluster:
             RemoteFailed: it did not do it.
         """
         source = self._target(address)
-        if not force and not any(
-            has_room(record) for other, record in self._records(AC_NAME).items() if other != source
-        ):
+        if not force and not self._room_beside(source):
             raise TargetRefused(
                 "no other AgentCenter has room, and agents that find none end themselves after "
                 '40 s; send "force": true if that is meant'
@@ -417,6 +423,14 @@ class Cluster:
         body = {"deadline": seconds, "then": then}
         done: DrainState = await self._tell(source, "/admin/drain", body, DrainState)
         return done
+
+    def _room_beside(self, source: Source) -> bool:
+        """Whether agents find room when the whole host of this API takes none any more.
+
+        Agents' ports are listed once a host, however many processes share one.
+        """
+        ports = [each for each in self._records(GRPC_NAME).values() if has_room(each)]
+        return len(ports) > 1 or any(each.ip != source.ip for each in ports)
 
     async def undrain(self, address: str) -> DrainState:
         """Let an AgentCenter take agents again; errors as of `drain`."""

@@ -126,7 +126,7 @@ class ManagerRole:
             self.metrics,
             poll_seconds=manager.poll_seconds,
         )
-        cluster = Cluster(
+        self._cluster = Cluster(
             reactor,
             Gateways(reactor, ac_http),
             self.discovery,
@@ -171,7 +171,7 @@ class ManagerRole:
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             DownloadRoutes(self.uploads, self.exports),
-            ClusterRoutes(cluster),
+            ClusterRoutes(self._cluster),
             TagRoutes(hosts, self.store),
             HostRoutes(self.agents, threads),
             HostExportRoutes(hosts, self.exports),
@@ -270,7 +270,7 @@ class ManagerRole:
             lambda: (0, {VERSION: __version__}),
         )
         self.discovery.watch(AC_NAME, self._gateways_changed)
-        self.discovery.watch(MANAGER_NAME, lambda records: None)
+        self._cluster.watch()
 
     def _gateways_changed(self, records: list[Record]) -> None:
         self.polls.changed(records)

@@ -316,6 +316,7 @@ class Deployment:
         registrar = DiscoveryClient(self.network.clock, client, self.settings.discovery.members)
         load = (weight, extra)
         registrar.register("hids_svr_http", "127.0.0.1", ac.port, lambda: load)
+        registrar.register("hids_svr_grpc", "127.0.0.1", ac.port - 1, lambda: load)
         self._registrars.append(registrar)
         self.network.advance(3)
         return registrar

@@ -55,12 +55,20 @@ MATRIX: dict[str, str] = {
     "POST /api/v1/agent/getTags": "0123678",
     "GET /api/v1/agent/getDefaultConfig": "0123678",
     "POST /api/v1/agent/updateDefaultConfig": "012",
+    "GET /api/v1/cluster/conflicts": "0123678",
+    "GET /api/v1/cluster/distribution": "0123678",
+    "GET /api/v1/cluster/instances": "0123678",
+    "GET /api/v1/cluster/ledger": "0123678",
+    "POST /api/v1/cluster/drain": "01",
+    "POST /api/v1/cluster/reset": "01",
+    "POST /api/v1/cluster/undrain": "01",
     "POST /api/v6/asset-center/AddTags": "012",
     "POST /api/v6/asset-center/DeleteTags": "012",
     "POST /api/v6/asset-center/UpdateTags": "012",
     "GET /api/v6/asset-center/DescribeHostDetail": "0123678",
     "POST /api/v6/asset-center/DescribeHosts": "0123678",
     "GET /api/v6/asset-center/DescribeTags": "0123678",
+    "POST /api/v6/asset-center/ExportHosts": "0123678",
 }
 
 
