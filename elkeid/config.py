@@ -344,6 +344,10 @@ class ManagerSettings:
     accept_unsigned_inner: bool = field(default=False, validator=boolean)
     drop_hosts: int = _number(5, 0, 1_000_000)  # may lose most plugins within drop_seconds
     drop_seconds: float = _seconds(600, 1, 86400)
+    task_result_seconds: float = _seconds(86400, 1, 90 * 86400)  # for an agent's answer
+    task_wait_seconds: float = _seconds(7 * 86400, 1, 90 * 86400)  # for an absent agent
+    approval_hosts: int = _number(0, 0, 10_000_000)  # a task of more needs a second person
+    approval_uploads: bool = field(default=False, validator=boolean)
     upload_quota_bytes: int = _number(10 * GiB, MiB, 1 << 50)  # all files of agents together
     export_quota_bytes: int = _number(4 * GiB, MiB, 1 << 50)  # all exported files together
     export_seconds: float = _seconds(86400, 60, 30 * 86400)  # life of an exported file

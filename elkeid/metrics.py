@@ -371,6 +371,37 @@ class ManagerMetrics:
         )
 
 
+class TaskMetrics:
+    """What the engine of tasks counts.
+
+    Args:
+        registry: where it is shown.
+        open_tasks: gives the number of tasks with work left.
+    """
+
+    def __init__(self, registry: CollectorRegistry, open_tasks: Callable[[], float]) -> None:
+        self.sends = Counter(
+            "elkeid_manager_task_sends",
+            "Commands for AgentCenters, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self.resends = Counter(
+            "elkeid_manager_task_resends",
+            "Subtasks to be sent again that may have been sent before, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.superseded = Counter(
+            "elkeid_manager_task_outcomes_superseded",
+            "Outcomes that changed nothing: a result came before, or the lease was lost",
+            registry=registry,
+        )
+        Gauge("elkeid_manager_tasks_open", "Tasks with work left", registry=registry).set_function(
+            open_tasks
+        )
+
+
 @frozen(kw_only=True)
 class GatewayFigures:
     """What a gateway shows at one moment; totals count since the start of the process."""

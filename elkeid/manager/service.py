@@ -45,6 +45,9 @@ from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from elkeid.manager.syslog import AuditSyslog
 from elkeid.manager.tag_api import TagRoutes
+from elkeid.manager.task_api import TaskRoutes
+from elkeid.manager.task_sending import PER_AC, HttpSender
+from elkeid.manager.tasks import make_tasks
 from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
 from elkeid.metrics import ManagerMetrics, SignedRequestMetrics
@@ -134,6 +137,11 @@ class ManagerRole:
             http=sd_http,
             members=settings.discovery.members,
         )
+        command_agent = ac_agent or http_agent(reactor, self._ac_tls, PER_AC)
+        sender = HttpSender(reactor, JsonClient(reactor, command_agent, wall, credentials))
+        self.task_engine, self.tasks = make_tasks(
+            reactor, self.store, sender, wall, settings=manager, registry=self.metrics.registry
+        )
         self._liveness = Liveness(self.problems, PONG)
         inner_check = InnerCheck(
             keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
@@ -175,6 +183,7 @@ class ManagerRole:
             TagRoutes(hosts, self.store),
             HostRoutes(self.agents, threads),
             HostExportRoutes(hosts, self.exports),
+            TaskRoutes(self.tasks, self.store),
             *inner,
         ]
         self.api = self._face(groups)
@@ -259,6 +268,7 @@ class ManagerRole:
         await self.agents.start()
         await self.uploads.start()
         await self.exports.start()
+        self.task_engine.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -300,6 +310,7 @@ class ManagerRole:
             self.exports.stop,
             self.news.stop,
             self.tag_news.stop,
+            self.task_engine.stop,
             self.polls.stop,
             self.access.stop,
             self.audit.stop,

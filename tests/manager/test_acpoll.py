@@ -327,6 +327,7 @@ class HeldTests(SynchronousTestCase):
         deployment = Deployment().start()
         self.addCleanup(deployment.end)
         network, polls = deployment.network, deployment.manager.polls
+        network.run(deployment.manager.task_engine.stop())  # it would ask the store, too
         ac = deployment.ac()
         network.advance(3)
         held = HeldThreads()

@@ -6,6 +6,7 @@ import msgspec
 from attrs import frozen
 from sqlalchemy import Connection, insert, select, update
 
+from elkeid.manager.store.host_configs import host_configs
 from elkeid.manager.store.schema import agent_detail, stored_config
 
 DEFAULT = "default"
@@ -65,14 +66,20 @@ def store_config(
 def config_and_plugins(
     connection: Connection, agent_id: str
 ) -> tuple[StoredConfig | None, frozenset[str]]:
-    """The config for a host, and the plugins that it has last been reported with."""
+    """The config for a host, its own or the default one, and the plugins last reported."""
     document = connection.execute(
         select(agent_detail.c.document).where(agent_detail.c.agent_id == agent_id)
     ).scalar()
-    return find_config(connection), frozenset() if document is None else _plugins(document)
+    plugins = frozenset[str]() if document is None else plugins_of(document)
+    own = host_configs(connection, [agent_id]).get(agent_id)
+    if own is None:
+        return find_config(connection), plugins
+    stored = StoredConfig(own.items, own.drops_confirmed, own.updated_at, own.updated_at)
+    return stored, plugins
 
 
-def _plugins(document: str) -> frozenset[str]:
+def plugins_of(document: str) -> frozenset[str]:
+    """The names of the plugins in an agent's document."""
     plugins: list[Any] = msgspec.json.decode(document).get("plugins", [])
     names = (each.get("name") for each in plugins if isinstance(each, dict))
     return frozenset(name for name in names if isinstance(name, str))

@@ -1,19 +1,31 @@
 """Queries on task tokens and the results that come back. They take a connection and block.
 
-Results arrive at least once; what is stored is each content of each token once.
+Results arrive at least once; what is stored is each content of each token once. The subtask that
+a result ends does so in the same transaction.
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, Self
 
+import msgspec
 from attrs import define
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, update
 
 from elkeid.manager.documents import MalformedItem, canonical, text_of
 from elkeid.manager.store.agents import IDS_PER_STATEMENT
-from elkeid.manager.store.schema import task_result, task_token
+from elkeid.manager.store.schema import subtask, task_result, task_token
+from elkeid.manager.store.task_rows import (
+    CREATED,
+    RESULT_FAILED,
+    RESULT_SUCCEED,
+    RUNNING,
+    SUCCEED,
+    LockedTask,
+    lock_task,
+)
 
 TOKEN_CHARACTERS = 20
 """As many as the tokens that AgentCenters and agents of upstream know."""
@@ -23,6 +35,9 @@ TOKEN_LIMIT = 64
 
 RESULTS_PER_TOKEN = 10_000
 """Different results of one token; a scan that reports each finding has hundreds."""
+
+ENDING_TYPES = frozenset({"5100", "6000", "8010"})
+"""Data types of results that end a subtask even if they have no status; upstream's own choice."""
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuv"
 """Five bits a character: 100 random bits in a token, which nobody guesses."""
@@ -132,8 +147,70 @@ def apply_results(connection: Connection, items: Sequence[Any], now: int) -> Out
             )
     if rows:
         connection.execute(insert(task_result), rows)
+        _settle(connection, rows, now)
     done.stored = len(rows)
     return done
+
+
+def _settle(connection: Connection, rows: Sequence[dict[str, Any]], now: int) -> None:
+    """Let the subtasks that wait for these results end; the first result that decides counts."""
+    endings: dict[str, tuple[str, str]] = {}  # token -> state, message
+    for row in rows:
+        ending = _ending(msgspec.json.decode(row["content"]))
+        if ending is not None:
+            endings.setdefault(row["token"], ending)
+    tokens = list(endings)
+    numbers: set[int] = set()
+    for some in _slices(tokens):
+        found = select(subtask.c.task).where(subtask.c.token.in_(some)).distinct()
+        numbers.update(connection.execute(found).scalars())
+    for number in sorted(numbers):
+        locked = lock_task(connection, number, now)
+        if locked is not None and locked.row.awaits_result:
+            _end(connection, locked, endings)
+            locked.save(connection)
+
+
+def _ending(content: Any) -> tuple[str, str] | None:
+    """What a result makes of its subtask; None if it says nothing of an end."""
+    status, message = content.get("status"), content.get("msg")
+    if not status and str(content.get("data_type")) not in ENDING_TYPES:
+        return None
+    state = RESULT_SUCCEED if status == "succeed" else RESULT_FAILED
+    return state, message if isinstance(message, str) else ""
+
+
+def _end(connection: Connection, locked: LockedTask, endings: dict[str, tuple[str, str]]) -> None:
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for some in _slices(list(endings)):
+        waiting = connection.execute(
+            select(subtask.c.agent_id, subtask.c.token, subtask.c.status).where(
+                subtask.c.task == locked.number,
+                subtask.c.token.in_(some),
+                subtask.c.status.in_((CREATED, RUNNING, SUCCEED)),
+            )
+        )
+        for row in waiting:
+            groups[(row.status, *endings[row.token])].append(row.agent_id)
+    for (before, after, message), ids in groups.items():
+        for some in _slices(ids):
+            connection.execute(
+                update(subtask)
+                .where(subtask.c.task == locked.number, subtask.c.agent_id.in_(some))
+                .values(
+                    status=after,
+                    due=None,
+                    slice=None,
+                    status_msg=message,
+                    update_time=int(locked.now),
+                )
+            )
+        locked.move(before, after, len(ids))
+
+
+def _slices(wanted: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(wanted), IDS_PER_STATEMENT):
+        yield wanted[start : start + IDS_PER_STATEMENT]
 
 
 def _held(

@@ -238,3 +238,155 @@ export_file = Table(
     Column("created_at", BigInteger, nullable=False),  # unix seconds
     Column("expires_at", BigInteger, nullable=False, index=True),
 )
+
+_TALLIES = (
+    "created",
+    "running",
+    "succeed",
+    "failed",
+    "result_succeed",
+    "result_failed",
+    "cancelled",
+)
+
+task = Table(
+    "task",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("task_id", String(64), nullable=False, unique=True),
+    Column("task_type", String(32), nullable=False),
+    Column("task_name", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("task_user", String(64), nullable=False),
+    Column("tag", String(128), nullable=False),
+    Column("task_data_type", Integer),  # what agents know the task by; NULL for configs
+    Column("quick", Boolean(create_constraint=False), nullable=False),
+    Column("awaits_result", Boolean(create_constraint=False), nullable=False),
+    Column("result_seconds", Float, nullable=False),  # for an agent's answer
+    Column("wait_seconds", Float, nullable=False),  # for an agent to be connected
+    Column("resends", Integer, nullable=False),  # where it is not known whether a send arrived
+    Column("allow_empty", Boolean(create_constraint=False), nullable=False),
+    Column("drops_confirmed", Boolean(create_constraint=False), nullable=False),
+    Column("status", String(16), nullable=False, index=True),  # created running finished cancelled
+    Column("open", Boolean(create_constraint=False), nullable=False, index=True),  # work is left
+    Column("paused", String(256), nullable=False),  # why; empty: it is not
+    Column("approval", String(16), nullable=False),  # "" waiting approved refused
+    Column("selecting", Boolean(create_constraint=False), nullable=False),
+    Column("selected_upto", String(128), nullable=False),
+    Column("id_count", Integer, nullable=False),
+    Column("distributed", Integer, nullable=False),
+    *(Column(f"n_{name}", Integer, nullable=False, server_default="0") for name in _TALLIES),
+    Column("create_time", BigInteger, nullable=False),  # unix seconds
+    Column("update_time", BigInteger, nullable=False),
+    # A number is never used again, so that no row of a deleted task speaks for another one.
+    sqlite_autoincrement=True,
+)
+
+task_body = Table(
+    "task_body",
+    metadata,
+    Column("task", Integer, ForeignKey("task.number", ondelete="CASCADE"), primary_key=True),
+    Column("data", Text, nullable=False),  # JSON: what agents are sent
+    Column("selection", Text, nullable=False),  # JSON: whom
+)
+
+task_job = Table(
+    "task_job",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("job_id", String(128), nullable=False, unique=True),
+    Column(
+        "task",
+        Integer,
+        ForeignKey("task.number", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("count", Integer, nullable=False),  # of the subtasks that it released
+    Column("concurrence", Integer, nullable=False),
+    Column("cursor", String(128), nullable=False),  # agents up to here have been taken up
+    Column("upto", String(128)),  # the last agent; NULL: the task's last one
+    Column("drained", Boolean(create_constraint=False), nullable=False),
+    Column("expired", Boolean(create_constraint=False), nullable=False),
+    Column("created_at", BigInteger, nullable=False),  # unix seconds
+    Column("deadline", Float, nullable=False),  # unix seconds; then nobody is waited for
+)
+
+subtask = Table(
+    "subtask",
+    metadata,
+    Column("task", Integer, ForeignKey("task.number", ondelete="CASCADE"), primary_key=True),
+    Column("agent_id", String(128), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("due", Float),  # unix seconds, when something is to be done; see store.task_work
+    Column("job", Integer),
+    Column("slice", String(32)),  # who is sending it
+    Column("token", String(64), unique=True),
+    Column("sends", Integer, nullable=False, server_default="0"),
+    Column("tries", Integer, nullable=False, server_default="0"),  # that were surely not sent
+    Column("sent_to", String(255)),  # HTTP address of the AC
+    Column("started_at", BigInteger),  # unix seconds
+    Column("update_time", BigInteger, nullable=False),
+    Column("status_msg", Text),
+    Column("response", Text),  # what the AC said, unless that it took it
+    Column("payload", Text),  # JSON: the whole config that was sent
+    Index(None, "task", "status", "due"),
+    Index(None, "agent_id"),
+    sqlite_with_rowid=False,
+)
+
+task_slice = Table(
+    "task_slice",
+    metadata,
+    Column("slice_id", String(32), primary_key=True),
+    Column(
+        "task",
+        Integer,
+        ForeignKey("task.number", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("owner", String(64), nullable=False, index=True),
+    Column("deadline", Float, nullable=False, index=True),  # unix seconds; renewed
+)
+
+task_resend = Table(
+    "task_resend",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task", Integer, ForeignKey("task.number", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", String(128), nullable=False),
+    Column("sends", Integer, nullable=False),  # how often it may have been sent before
+    Column("reason", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),  # unix seconds
+    Index(None, "task", "agent_id"),
+)
+
+task_approval = Table(
+    "task_approval",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column(
+        "task",
+        Integer,
+        ForeignKey("task.number", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("username", String(64), nullable=False),
+    Column("approved", Boolean(create_constraint=False), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),  # unix seconds
+)
+
+host_config = Table(
+    "host_config",
+    metadata,
+    Column("agent_id", String(128), primary_key=True),
+    Column("items", Text, nullable=False),  # JSON list of what this host shall run
+    Column("allow_empty", Boolean(create_constraint=False), nullable=False),
+    Column("drops_confirmed", Boolean(create_constraint=False), nullable=False),
+    Column("updated_at", BigInteger, nullable=False),  # unix seconds
+    Column("dropped_at", Float, index=True),  # unix seconds; when it took most of its plugins
+    sqlite_with_rowid=False,
+)
