@@ -462,7 +462,7 @@ class TaskEngine:
             self.log.failure("sending to {agent} failed", agent=order.agent_id)
             return Done(order, Verdict.UNSURE, "internal error, see the Manager's log")
         first, most = PAUSES
-        pause = min(most, first * 2.0 ** min(order.tries, 16))
+        pause = min(most, first * 2.0 ** min(order.tries + order.sends, 16))
         return Done(order, sent.verdict, sent.reason, sent.response, pause)
 
     # --- noting
