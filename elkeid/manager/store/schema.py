@@ -21,7 +21,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
