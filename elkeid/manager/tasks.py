@@ -14,7 +14,6 @@ from sqlalchemy import Connection
 from twisted.internet.interfaces import IReactorTime
 
 from elkeid.config import ManagerSettings
-
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.documents import Source
 from elkeid.manager.store.results import issue_tokens
