@@ -545,6 +545,7 @@ class AdmissionFigures:
     memory_evictions: int
     vanished: int
     turns_cut: int
+    slices_waiting: int
     listed: Mapping[str, int]  # entries by list
 
 
@@ -573,6 +574,7 @@ class AdmissionMetrics(FiguresCollector[AdmissionFigures]):
             ("memory_bytes", "Held of the budget of all streams", now.memory_bytes),
             ("memory_limit_bytes", "The budget of all streams", now.memory_limit_bytes),
             ("memory_waiting", "Messages that wait for room", now.memory_waiting),
+            ("slices_waiting", "Connections with work for later turns", now.slices_waiting),
         ):
             yield _gauge(f"elkeid_ac_{name}", text, value)
         for name, text, value in (

@@ -22,6 +22,7 @@ from elkeid.agentcenter.link import AgentLink, Call
 from elkeid.agentcenter.memory import MemoryBudget
 from elkeid.agentcenter.per_agent import PerAgentMetrics
 from elkeid.agentcenter.rates import FlowBudget
+from elkeid.agentcenter.slices import Slices
 from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.agentcenter.tags import TagBook
 from elkeid.agentcenter.tokens import TokenBook
@@ -101,6 +102,7 @@ class Gateway:
         self.memory = MemoryBudget(
             settings.memory_bytes - settings.decompressed_bytes, clock, self._held_elsewhere
         )
+        self.slices = Slices(clock, monotonic)
         self.held_elsewhere: list[Callable[[], int]] = []  # bytes in other parts' queues
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}
@@ -147,6 +149,7 @@ class Gateway:
             peer=peer,
             shaken=shaken,
             memory=self.memory,
+            slices=self.slices,
         )
 
     # --- what connections tell

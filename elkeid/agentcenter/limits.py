@@ -13,6 +13,7 @@ from elkeid.agentcenter import (
     outbox,
     results,
     silence,
+    slices,
     sockets,
     tags,
     tokens,
@@ -140,6 +141,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "read in the next turn, first",
             "elkeid_ac_turns_cut_total",
             "agentcenter/test_tls_socket.py::test_time_of_a_turn",
+        ),
+        Limit(
+            "slices.TURN_SECONDS",
+            slices.TURN_SECONDS,
+            "seconds of work in a reactor turn that connections could not do in theirs",
+            "a hundred peers that flood hold up the others no longer than one",
+            "done in the next turn, first",
+            "elkeid_ac_slices_waiting",
+            "agentcenter/test_slices.py::test_together_they_take_one_turns_time",
         ),
         Limit(
             "silence.ANSWER_SECONDS",

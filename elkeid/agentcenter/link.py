@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from elkeid.agentcenter.memory import MemoryBudget, Share
+from elkeid.agentcenter.slices import Slices
 from elkeid.config import AgentCenterSettings
 from elkeid.log_limit import LimitedLog
 from elkeid.wire.grpc import (
@@ -35,7 +36,7 @@ from elkeid.wire.grpc import (
 CLOSE_SECONDS = 5.0
 """For a peer to take what is left and say goodbye; then the connection is reset."""
 
-SLICE_SECONDS = 0.02
+SLICE_SECONDS = 0.01
 """For the messages of one connection in one reactor turn; few reads bring more than 2 ms of work.
 Small compressed messages can hold records that take much longer."""
 
@@ -90,6 +91,7 @@ class AgentLink(Protocol):
         peer: address and port of the other end, behind a proxy too.
         shaken: called once, when the handshake is over, well or not.
         memory: where large messages take their room.
+        slices: where work beyond one slice waits for its turn.
     """
 
     transport: Any  # TLS, from makeConnection on
@@ -105,6 +107,7 @@ class AgentLink(Protocol):
         peer: tuple[str, int],
         shaken: Callable[[], None],
         memory: MemoryBudget,
+        slices: Slices,
     ) -> None:
         self.grpc = grpc
         self._calls = calls
@@ -121,11 +124,12 @@ class AgentLink(Protocol):
         self._closing = False  # and nothing more will be
         self._lost = False
         self._backlog: deque[Event] | None = None  # events that wait for the next slice
-        self._turn: IDelayedCall | None = None  # when that is
+        self._waits = False  # for its turn to go on with them
         self._watches: dict[int, Callable[[], None]] = {}  # of calls whose message is under way
         self._deadline: IDelayedCall | None = None
         self._settings = settings
         self._memory = memory
+        self._slices = slices
         self._shares: dict[int, tuple[Share, IDelayedCall]] = {}  # stream -> room, deadline
         self._unroomed: Share | None = None  # nothing is read until it is granted
         self.reads = 0
@@ -188,17 +192,18 @@ class AgentLink(Protocol):
             if events and self._monotonic() - began > SLICE_SECONDS:
                 self._backlog = events
                 self.transport.pauseProducing()
-                self._turn = self._clock.callLater(0, self._go_on)
+                self._waits = True
+                self._slices.add(self._go_on)
                 return
 
     def _go_on(self) -> None:
         """The next slice; after the last one, read on, or hear of the loss of the connection."""
-        self._turn = None
+        self._waits = False
         events, self._backlog = self._backlog, None
         if events:
             self._act_in_slices(events)
         self.flush()
-        if self._turn is not None:
+        if self._waits:
             return
         if self._lost:
             self._end()
@@ -412,9 +417,9 @@ class AgentLink(Protocol):
 
     def abort(self) -> None:
         """Reset the connection: the peer tries its next address at once."""
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = self._backlog = None
+        if self._waits:
+            self._slices.discard(self._go_on)
+            self._waits, self._backlog = False, None
         if self._lost:
             self._end()
         else:
@@ -424,7 +429,7 @@ class AgentLink(Protocol):
         """Tell every call, and cancel what waits."""
         self._lost = True
         self._blocked = True
-        if self._turn is None:
+        if not self._waits:
             self._end()  # else what had come is acted on first
 
     def _end(self) -> None:

@@ -164,6 +164,7 @@ class AgentCenterRole:
             manager=self._manager,
             store=TagStore(settings.server.data_dir / "tags.db"),
             wait_seconds=settings.agentcenter.tag_wait_seconds,
+            slices=self.gateway.slices,
         )
         self.gateway.know_tags(self.tags)
         self._upload_pool = ThreadPool(0, 2, name="uploads")  # deflating takes a whole thread
@@ -458,6 +459,7 @@ class AgentCenterRole:
             memory_evictions=memory.evictions,
             vanished=self.silence.vanished,
             turns_cut=self._watch.cut,
+            slices_waiting=len(gateway.slices),
             listed={
                 "conflicts": len(claims.conflicts),
                 "replaced": len(claims.replaced),

@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from elkeid.agentcenter.manager_client import ManagerClient, ManagerRefused
+from elkeid.agentcenter.slices import Slices
 from elkeid.agentcenter.table import Agent
 from elkeid.agentcenter.tag_store import TagStore
 from elkeid.config import MiB
@@ -78,6 +80,7 @@ class TagBook:
         manager: is asked.
         store: keeps what is known over restarts.
         wait_seconds: how long the first batch of an unknown agent waits at most.
+        slices: where streams that may go on wait for their turn.
     """
 
     log = Logger()
@@ -91,9 +94,11 @@ class TagBook:
         manager: ManagerClient,
         store: TagStore,
         wait_seconds: float,
+        slices: Slices,
     ) -> None:
         self._agents, self._clock, self._in_thread = agents, clock, in_thread
         self._manager, self._store, self._wait_seconds = manager, store, wait_seconds
+        self._slices = slices
         # Agent id -> tags, and the number of the query that told them; last seen last.
         self._known: OrderedDict[str, tuple[bytes, int]] = OrderedDict()
         self._holders: dict[str, Agent] = {}
@@ -164,7 +169,7 @@ class TagBook:
                 self._waits["full"] += 1
             return False
         self._waiting[stream] = self._clock.callLater(
-            self._wait_seconds, self._release, stream, "late"
+            self._wait_seconds, self._soon, stream, "late"
         )
         self._waiting_ids.setdefault(stream.agent_id, []).append(stream)
         self._ask(stream.agent_id, urgent=True)
@@ -193,7 +198,13 @@ class TagBook:
         if not same:
             del self._waiting_ids[stream.agent_id]
 
+    def _soon(self, stream: Waiting, outcome: str) -> None:
+        """Let it go on; many may, at one answer, and what waits of each may be megabytes."""
+        self._slices.add(partial(self._release, stream, outcome))
+
     def _release(self, stream: Waiting, outcome: str) -> None:
+        if stream not in self._waiting:
+            return  # it has gone on, or is over
         self._waits[outcome] += 1
         self.let_go(stream, 0)
         stream.tagged(self.tags_of(stream.agent_id) or b"")
@@ -314,7 +325,7 @@ class TagBook:
 
     def _tell(self, agent_id: str, outcome: str) -> None:
         for stream in list(self._waiting_ids.get(agent_id, ())):
-            self._release(stream, outcome)
+            self._soon(stream, outcome)
 
     def _learn(self, agent_id: str, number: int, told: object) -> None:
         """Take what a query told of an agent, unless a later one has told more already."""

@@ -36,6 +36,7 @@ class Site:
             manager=self.manager.client,
             store=TagStore(directory / "tags.db"),
             wait_seconds=self.gateway.settings.tag_wait_seconds,
+            slices=self.gateway.slices,
         )
         self.gateway.know_tags(self.book)
         result_of(self.book.open())
