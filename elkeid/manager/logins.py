@@ -189,6 +189,8 @@ class Logins:
             LoginRefused: it is wrong, or it is too early to try again.
         """
         await self._checked(call, Credentials(user.username, password), second_look=True)
+        pair = counted(user.username, address_of(call.peer)).pair
+        await self._store.write(forget_failures, [pair])
 
     async def _checked(self, call: Call, typed: Credentials, *, second_look: bool = False) -> User:
         address = address_of(call.peer)

@@ -17,7 +17,7 @@ from attrs import frozen
 from elkeid.manager.store.logins import Failures
 
 FIRST_WAIT = 60.0
-"""Seconds after as many failures as ``manager.login_tries``; doubled with each as many more."""
+"""Seconds after as many failures as ``manager.login_tries``; doubled with each one more."""
 
 CAPTCHA_TRIES = 50
 """Failures from an address, or of a user, after which logins cost a client some work. Many
@@ -28,6 +28,8 @@ USER_TRIES = 500
 
 KNOWN_SECONDS = 30 * 86400
 """An address is known for so long after the user logged in from there."""
+
+_MOST_DOUBLINGS = 20  # beyond any longest wait
 
 _IPV6_PREFIX = 64  # bits: what one customer has to himself
 
@@ -126,11 +128,12 @@ class Throttle:
         pair = self._live(failures.get(keys.pair), now)
         count = 0 if pair is None else pair.count
         if pair is not None and count >= self.tries:
-            wait = min(FIRST_WAIT * 2 ** (count // self.tries - 1), self.most_seconds)
+            doublings = min(count - self.tries, _MOST_DOUBLINGS)
+            wait = min(FIRST_WAIT * 2**doublings, self.most_seconds)
             left = pair.last_at + wait - now
             if left > 0:
                 return Locked(left)
-        if count % self.tries + under_way >= self.tries:
+        if under_way >= max(1, self.tries - count):
             return Locked(1.0)
         of_user = self._live(failures.get(keys.user), now)
         if of_user is not None and not known:

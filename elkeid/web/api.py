@@ -229,8 +229,8 @@ class Api(Resource):
                 error = InternalFault()
             else:
                 error = self._errors[known](error)
-        status, body = self.refusal(error)
-        return Answer(status, body), body
+        answer = Answer(*self._envelope.failure(error))
+        return answer, answer.encoded()
 
     def _send(self, request: Any, route: Route | None, answer: Answer, body: bytes) -> bytes:
         request.setResponseCode(answer.status)

@@ -34,11 +34,11 @@ def note_failure(
         connection: within a transaction.
         keys: what is counted -> the subject that a forgiveness would name.
         now: unix seconds.
-        forget_before: unix seconds; where the last failure is older, counting starts anew.
+        forget_before: unix seconds; where the last failure is no newer, counting starts anew.
     """
     table = login_failure
     for key, subject in sorted(keys.items()):
-        again = case((table.c.last_at < forget_before, 1), else_=table.c.count + 1)
+        again = case((table.c.last_at <= forget_before, 1), else_=table.c.count + 1)
         more = update(table).where(table.c.key == key).values(count=again, last_at=now)
         if connection.execute(more).rowcount:
             continue
