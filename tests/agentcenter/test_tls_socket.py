@@ -155,8 +155,8 @@ class Scene:
         return peer
 
     def turn(self) -> None:
-        """What the reactor does in one turn."""
-        self.reactor.advance(0)
+        """What the reactor does in one turn, when turns are not close to each other."""
+        self.reactor.advance(watch.PAUSE_SECONDS)
         if self.watch in self.reactor.getReaders():
             self.watch.doRead()
 
@@ -514,3 +514,94 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(sorted(each.served for each in sockets), [0, 1, 1])
         many.doRead()
         self.assertEqual([each.served for each in sockets], [1, 1, 1])
+
+    def busy(
+        self, late: Callable[[], float] = lambda: 0.0
+    ) -> tuple[Any, watch.SocketWatch, Ready, Turns]:
+        """A watch with one socket, which was ready so often that the pause is kept."""
+        reactor: Any = MemoryReactorClock()
+        turns = Turns()
+        one = watch.SocketWatch(reactor, turns, lambda: reactor.seconds() + late())
+        ready = Ready(1)
+        self.addCleanup(ready.close)
+        one.add(ready.number, ready, watch.READABLE)
+        while one in reactor.getReaders():
+            one.doRead()
+        return reactor, one, ready, turns
+
+    def test_busy_turns_keep_a_pause(self) -> None:
+        """Turns that follow closely are spaced by a timer, until one finds nothing."""
+        reactor, one, ready, turns = self.busy()
+        served = ready.served
+        self.assertEqual(served, watch.BUSY_TURNS)
+        for _ in range(3):
+            reactor.advance(watch.PAUSE_SECONDS * 0.99)
+            self.assertEqual(ready.served, served)
+            reactor.advance(watch.PAUSE_SECONDS * 0.02)
+            served += 1
+            self.assertEqual(ready.served, served)
+        ready.pair[0].recv(1)
+        reactor.advance(watch.PAUSE_SECONDS)
+        self.assertEqual(ready.served, served)
+        self.assertIn(one, reactor.getReaders())
+        self.assertEqual(reactor.getDelayedCalls(), [])
+        self.assertEqual(turns.ended, served + 1)
+
+    def test_sparse_turns_keep_none(self) -> None:
+        """Turns that are far apart begin as soon as there is something."""
+        reactor: Any = MemoryReactorClock()
+        one = watch.SocketWatch(reactor, Turns(), reactor.seconds)
+        ready = Ready(1)
+        self.addCleanup(ready.close)
+        one.add(ready.number, ready, watch.READABLE)
+        for _ in range(3 * watch.BUSY_TURNS):
+            one.doRead()
+            reactor.advance(watch.PAUSE_SECONDS)
+        self.assertIn(one, reactor.getReaders())
+        self.assertEqual(reactor.getDelayedCalls(), [])
+
+    def test_long_turns_follow_at_once(self) -> None:
+        """A turn that took longer than the pause is followed by the next without one."""
+        late = 0.0
+        reactor, _, ready, _ = self.busy(lambda: late)
+
+        def take_long() -> None:
+            nonlocal late
+            late += watch.PAUSE_SECONDS * 2
+            ready._cost = lambda: None
+
+        ready._cost = take_long
+        served = ready.served
+        reactor.advance(watch.PAUSE_SECONDS)
+        self.assertEqual(ready.served, served + 2)
+
+    def test_last_socket_leaves_during_the_pause(self) -> None:
+        """Without a socket nothing is left behind; with the next, the reactor watches."""
+        reactor, one, ready, _ = self.busy()
+        one.remove(ready.number, watch.READABLE)
+        self.assertEqual(reactor.getDelayedCalls(), [])
+        self.assertNotIn(one, reactor.getReaders())
+        one.add(ready.number, ready, watch.READABLE)
+        self.assertIn(one, reactor.getReaders())
+
+    def test_sockets_change_within_a_spaced_turn(self) -> None:
+        """One that leaves as another comes: there is one next turn, never two."""
+        reactor, one, ready, _ = self.busy()
+
+        def renew() -> None:
+            one.remove(ready.number, watch.READABLE)
+            one.add(ready.number, ready, watch.READABLE)
+
+        ready._cost = renew
+        reactor.advance(watch.PAUSE_SECONDS)
+        self.assertNotIn(one, reactor.getReaders())
+        self.assertEqual(len(reactor.getDelayedCalls()), 1)
+
+    def test_failed_turn_is_not_the_last(self) -> None:
+        """When what follows a turn fails, the reactor watches again."""
+        reactor, one, _, turns = self.busy()
+        turns.begun += 1  # so that the next is refused
+        with self.assertRaises(AssertionError):
+            reactor.advance(watch.PAUSE_SECONDS)
+        self.assertIn(one, reactor.getReaders())
+        self.assertEqual(reactor.getDelayedCalls(), [])
