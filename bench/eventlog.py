@@ -55,7 +55,7 @@ def closed(log: EventLog) -> None:
 def count_back(folder: Path) -> int:
     """Records a reader finds."""
     with LogReader(folder) as reader:
-        return sum(entry.count for entry in reader.entries())
+        return sum(entry.records for entry in reader.entries())
 
 
 def commit_cost(folder: Path, records: int, batches: int, turns: int) -> tuple[float, float]:

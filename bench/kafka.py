@@ -30,6 +30,7 @@ from kafka import KafkaProducer
 
 import bench.gateway as base
 from bench.gateway import REFERENCE_YARDSTICK, Gateway, InvalidRun, swarm, yardstick
+from elkeid.allocator import keep_freed_memory
 from elkeid.config import KafkaSettings
 from elkeid.eventlog.ledger import read_ledger
 from elkeid.eventlog.reader import LogReader
@@ -264,6 +265,7 @@ def main() -> None:
     if (reason := missing()) is not None:
         sys.exit(reason)
     quiet_library()
+    keep_freed_memory()
     share = 10 if options.quick else 1
     scale = yardstick() / REFERENCE_YARDSTICK
     print(f"targets and upstream's figures x {scale:.2f} by the yardstick")

@@ -20,6 +20,7 @@ from twisted.python import usage
 from twisted.python.reflect import namedAny
 
 from elkeid import process, welcome
+from elkeid.allocator import keep_freed_memory
 from elkeid.config import Settings, load
 from elkeid.errors import ConfigError, KeysError
 from elkeid.garbage import Keeper
@@ -127,6 +128,7 @@ class ProcessRole:
         open_files = process.raise_open_files()
         self._garbage.start()
         if "ac" in self._roles:
+            keep_freed_memory()
             process.tell_agent_limit(open_files, self._settings.agentcenter.connection_limit)
 
     async def stop(self) -> None:

@@ -22,7 +22,7 @@ from elkeid.eventlog.cursors import (
     set_aside_damaged,
 )
 from elkeid.eventlog.files import FileOperations
-from elkeid.eventlog.format import Entry, SegmentName, decode_entries, skip_records
+from elkeid.eventlog.format import Entry, SegmentName, add_entries, skip_records
 from elkeid.eventlog.packed import open_segment
 from elkeid.eventlog.segment import Frame, SegmentReader, list_segments
 from elkeid.eventlog.state import STATE_FILE, LogState, read_state
@@ -31,6 +31,10 @@ from elkeid.wire.datatypes import RecordClass
 LOOK_AGAIN_BYTES = 256 * 1024
 """After so much of other classes, look at those again that had nothing: control waits no longer
 than that, and small frames do not pay for a look each."""
+
+SETTLED_SECONDS = 2.0
+"""A folder that has not changed for so long has a time of change that the next one will not have:
+file systems count it in ticks, of some milliseconds mostly."""
 
 Extent = Mapping[RecordClass, tuple[SegmentName, int]]
 """Per class the last segment and its bytes at some moment; classes without one are left out."""
@@ -62,6 +66,7 @@ class ClassReader:
         self.gaps: list[Gap] = []  # in order, not yet accounted for
         self.damaged_bytes = 0
         self._damage_since_frame = False
+        self._quiet_at: int | None = None  # `_stamp` when no segment followed
         self._segment: SegmentReader | None = None
 
     def close(self) -> None:
@@ -95,6 +100,33 @@ class ClassReader:
             if entries:
                 return entries
 
+    def take(self, byte_limit: int) -> list[Entry]:
+        """The entries of the next frames, about so many bytes of them; none when there is none.
+
+        What follows `position` without a gap is had in one go; anything else frame by frame.
+        """
+        segment = self._segment
+        if segment is not None and not self._damage_since_frame:
+            entries = segment.take(self.record_class, self.position, byte_limit)
+            if entries:
+                self.position = entries[-1].end_offset
+                return entries
+        stamp = self._stamp()
+        if stamp == self._quiet_at and (segment is None or segment.position >= segment.size()):
+            return []
+        entries = self.next(None)
+        if not entries:
+            settled = time.time() - stamp / 1e9 > SETTLED_SECONDS
+            self._quiet_at = stamp if settled and segment is self._segment else None
+        return entries
+
+    def _stamp(self) -> int:
+        """When a segment was last made, deleted or packed, nanoseconds; 0 before the first."""
+        try:
+            return self._directory.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def _next_frame(self, segment: SegmentReader) -> Frame | None:
         before = segment.damaged_bytes
         frame = segment.next()
@@ -110,8 +142,8 @@ class ClassReader:
         header = frame.header
         if header.end_offset <= self.position:
             return []
-        entries = decode_entries(self.record_class, header, frame.body)
-        if entries is None:
+        entries: list[Entry] = []
+        if not add_entries(entries, self.record_class, header, frame.body, 0):
             self._note_damage(frame.end - frame.start)
             return []
         if header.first_offset > self.position:
@@ -179,7 +211,9 @@ def cut_entry(entry: Entry, start: int) -> Entry:
     region = skip_records(entry.region, skip)
     if region is None:  # no records as we know them: rather twice than never
         return entry
-    return Entry(entry.record_class, start, entry.count - skip, entry.suffix, region, entry.time_ms)
+    return Entry(
+        entry.record_class, start, entry.records - skip, entry.suffix, region, entry.time_ms
+    )
 
 
 class LogReader:

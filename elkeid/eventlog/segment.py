@@ -10,16 +10,21 @@ from elkeid.eventlog.format import (
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     SEGMENT_HEADER_BYTES,
+    Entry,
     FrameHeader,
     SegmentHeader,
     SegmentName,
+    add_entries,
     decode_frame_header,
     decode_segment_header,
     parse_segment_name,
 )
 from elkeid.eventlog.packed import open_segment
+from elkeid.wire.datatypes import RecordClass
 
-CHUNK_BYTES = 256 * 1024  # one read: many small frames, or a good part of a large one
+CHUNK_BYTES = 256 * 1024
+"""One read: many small frames, or a good part of a large one. What is made of it stays in a
+processor's cache."""
 
 
 class Frame(NamedTuple):
@@ -113,6 +118,57 @@ class SegmentReader:
             return None
         self.position = frame.end
         return frame
+
+    def take(self, record_class: RecordClass, offset: int, byte_limit: int) -> list[Entry]:
+        """Return what whole frames at the position hold, as far as they need no second thought.
+
+        Args:
+            record_class: of the segment.
+            offset: the first frame must begin with this one, and each frame where the one before
+                ends.
+            byte_limit: of frames; the last one may reach beyond. Also what one read fetches.
+
+        Returns:
+            Their entries. None at all says nothing of what follows: `next` does.
+        """
+        entries: list[Entry] = []
+        index = self.position - self._chunk_at
+        if 0 <= index < len(self._chunk):
+            index = self._scan(entries, record_class, offset, index, byte_limit)
+        # The chunk ends within a frame, or the writer has got further.
+        if not entries and (left := self.size() - self.position) >= FRAME_HEADER_BYTES:
+            self._chunk_at, index = self.position, 0
+            self._chunk = self._source.pread(min(max(byte_limit, CHUNK_BYTES), left), self.position)
+            index = self._scan(entries, record_class, offset, index, byte_limit)
+        if entries:
+            self.position = self._chunk_at + index
+        return entries
+
+    def _scan(
+        self,
+        entries: list[Entry],
+        record_class: RecordClass,
+        offset: int,
+        index: int,
+        byte_limit: int,
+    ) -> int:
+        """Add what is in the chunk from an index on; return where the first frame left begins."""
+        chunk, seed = self._chunk, self._seed
+        size, limit = len(chunk), index + byte_limit
+        with memoryview(chunk) as view:
+            while index < limit:
+                header = decode_frame_header(chunk, index, seed)
+                if header is None or header[2] != offset:
+                    break
+                body = index + FRAME_HEADER_BYTES
+                end = body + header[0]
+                if end > size or crc32c(view[body:end]) != header[1]:
+                    break
+                if not add_entries(entries, record_class, header, chunk, body):
+                    break
+                offset += header[3]
+                index = end
+        return index
 
     def skip_to(self, offset: int) -> int:
         """Move past frames that end at or before ``offset``, by their headers alone.

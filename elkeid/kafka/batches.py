@@ -44,23 +44,14 @@ def _zigzag(number: int) -> bytes:
 _TABLED: Final = 8192
 _ZIGZAG: Final = [_zigzag(number) for number in range(_TABLED)]
 """Lengths and offset deltas, of which nearly all are this small."""
-
-
-@define
-class Piece:
-    """Consecutive records of one entry that are to be sent: all of it, or what is left of it."""
-
-    entry: Entry
-    key: bytes
-    offset: int  # of its first record
-    count: int
-    at: int  # where its first record begins in the entry's region, bytes
-    timed: bool = True  # False: the broker refuses its time
-
-    @property
-    def time_ms(self) -> int:
-        """The messages' timestamp."""
-        return self.entry.time_ms if self.timed else NO_TIME
+_AFTER: Final = [b"\0" + each for each in _ZIGZAG]
+"""The same after a zero: the headers of the record before, or the attributes of this one."""
+_SIZED: Final = [number + len(each) for number, each in enumerate(_ZIGZAG)]
+"""Bytes of a value, and of its length before it."""
+_SPARE: Final = 9
+"""Bytes that the numbers of a record take at most, while all are in the tables."""
+_PARTS: Final = 7
+"""Of a record, in the list that becomes a batch."""
 
 
 def agent_id(suffix: bytes) -> bytes:
@@ -81,32 +72,35 @@ def agent_id(suffix: bytes) -> bytes:
 
 @define
 class Batch:
-    """One encoded record batch, and the pieces it was made of."""
+    """One encoded record batch, and the entries it was made of."""
 
-    pieces: list[Piece]
+    entries: list[Entry]
     records: int
     region_bytes: int  # what they took in the log
-    buffer: bytearray  # header and records; `stamp` fills the header in
+    body: bytes  # all after the header
     attributes: int
     base_ms: int
     max_ms: int
+    arrivals: list[tuple[int, int]]  # when records were received, milliseconds; how many
 
     @property
     def first_offset(self) -> int:
         """The log's offset of its first record."""
-        return self.pieces[0].offset
+        return self.entries[0].first_offset
 
     @property
     def oldest_ms(self) -> int:
         """When its first record was received, milliseconds since the epoch."""
-        return self.pieces[0].entry.time_ms
+        return self.entries[0].time_ms
 
-    def stamp(self, producer_id: int, epoch: int, sequence: int) -> None:
-        """Write the header: who sends this batch, and its number with this sender."""
-        buffer = self.buffer
-        _REST.pack_into(
-            buffer,
-            _REST_AT,
+    @property
+    def size(self) -> int:
+        """Bytes on the wire."""
+        return HEADER_BYTES + len(self.body)
+
+    def header(self, producer_id: int, epoch: int, sequence: int) -> bytes:
+        """What goes before the body: who sends this batch, and its number with this sender."""
+        rest = _REST.pack(
             self.attributes,
             self.records - 1,
             self.base_ms,
@@ -116,103 +110,173 @@ class Batch:
             sequence,
             self.records,
         )
-        _FRONT.pack_into(buffer, 0, 0, len(buffer) - 12, -1, _MAGIC)
-        with memoryview(buffer) as view, view[_REST_AT:] as checked:
-            _CRC.pack_into(buffer, _CRC_AT, crc32c(checked))
+        front = _FRONT.pack(0, HEADER_BYTES - 12 + len(self.body), -1, _MAGIC)
+        return front + _CRC.pack(crc32c(self.body, crc32c(rest))) + rest
 
 
 class RegionDamaged(Exception):
     """An entry's region does not hold the records it says."""
 
 
-def encode(pending: deque[Piece], byte_limit: int, record_limit: int, compression: str) -> Batch:
+def encode(
+    pending: deque[Entry],
+    byte_limit: int,
+    record_limit: int,
+    compression: str,
+    untimed_before: int = 0,
+) -> Batch:
     """Take as many records as fit from the front of ``pending`` and encode them.
 
     Args:
-        pending: at least one piece; what is taken is removed, the last piece is cut if need be.
+        pending: at least one entry; what is taken is removed, the last one is cut if need be.
         byte_limit: of header and records before compression; one record goes in any case.
         record_limit: most records, at least 1.
         compression: a key of `COMPRESSORS`.
+        untimed_before: offset below which records have no time, because a broker refuses theirs.
 
     Raises:
-        RegionDamaged: the first piece cannot be read; it stays where it is.
+        RegionDamaged: the first entry cannot be read; it stays where it is.
     """
+    table, after, sized = _ZIGZAG, _AFTER, _SIZED
+    timed = pending[0].first_offset >= untimed_before
     base = last_ms = max_ms = pending[0].time_ms
     front = b"\0\0"
-    parts: list[bytes] = [bytes(HEADER_BYTES)]
-    table, size, delta, region_bytes = _ZIGZAG, HEADER_BYTES, 0, 0
-    taken: list[Piece] = []
+    # Each record begins with the zero that ends the one before: that it has no headers.
+    parts: list[bytes] = []
+    size, delta, region_bytes = HEADER_BYTES, 0, 0
+    taken: list[Entry] = []
+    arrivals: list[tuple[int, int]] = []
+    counted = 0
     while pending and delta < record_limit:
-        piece = pending[0]
-        entry, key = piece.entry, piece.key
-        time_ms = entry.time_ms if piece.timed else NO_TIME
+        entry = pending[0]
+        _, offset, count, suffix, region, time_ms = entry
+        if (offset >= untimed_before) is not timed:
+            break  # times that are refused go apart
         if time_ms != last_ms:
-            if (time_ms < 0) != (base < 0):
-                break  # times that are refused go apart
-            last_ms = time_ms
-            max_ms = max(max_ms, time_ms)
-            front = b"\0" + _zigzag(time_ms - base)
-        suffix, region, pos = entry.suffix, entry.region, piece.at
+            arrivals.append((last_ms, delta - counted))
+            counted, last_ms = delta, time_ms
+            if timed:
+                max_ms = max(max_ms, time_ms)
+                later = time_ms - base
+                front = after[later] if 0 <= later < _TABLED else b"\0" + _zigzag(later)
+        key = agent_id(suffix)
         key_bytes = len(key)
         middle = (table[key_bytes] if key_bytes < _TABLED else _zigzag(key_bytes)) + key
-        tail = suffix + b"\0"  # no headers
         suffix_bytes = len(suffix)
         fixed = len(front) + len(middle) + 1
-        first, end_delta = delta, delta + piece.count
-        end_delta = min(end_delta, record_limit)
-        try:
-            while delta < end_delta:
-                length = region[pos + 1]
-                start = pos + 2
-                if length >= 0x80:
-                    length &= 0x7F
-                    shift = 7
-                    while (byte := region[start]) >= 0x80:
-                        length |= (byte & 0x7F) << shift
-                        shift += 7
+        most = len(region) + count * (fixed + suffix_bytes + _SPARE)
+        end_delta = delta + count
+        if size + most <= byte_limit and end_delta <= record_limit:
+            # All of it fits: nearly always, and as quickly as can be.
+            at = 1
+            try:
+                for offset_delta in table[delta:end_delta]:
+                    length = region[at]
+                    start = at + 1
+                    if length >= 0x80:
+                        length += (region[start] << 7) - 0x80
                         start += 1
-                    length |= byte << shift
-                    start += 1
-                end = start + length
-                value = length + suffix_bytes
-                value_length = table[value] if value < _TABLED else _zigzag(value)
-                offset_delta = table[delta] if delta < _TABLED else _zigzag(delta)
-                total = fixed + len(offset_delta) + len(value_length) + value
-                size += total + 3
-                if size > byte_limit and delta:
-                    size -= total + 3
-                    break
-                parts += (
-                    table[total] if total < _TABLED else _zigzag(total),
-                    front,
-                    offset_delta,
-                    middle,
-                    value_length,
-                    region[start:end],
-                    tail,
-                )
-                pos = end
-                delta += 1
-        except IndexError:
-            pos = len(region) + 1
-        if pos > len(region):
-            if taken:  # sent first, so that nothing is lost with it
-                del parts[1 + 7 * first :]
-                delta = first
-                break
-            raise RegionDamaged(f"records {piece.offset} to {piece.offset + piece.count - 1}")
-        region_bytes += pos - piece.at
-        count = delta - first
-        if count == piece.count:
+                    at = start + length
+                    value = length + suffix_bytes
+                    parts += (
+                        after[fixed + len(offset_delta) + sized[value]],
+                        front,
+                        offset_delta,
+                        middle,
+                        table[value],
+                        region[start:at],
+                        suffix,
+                    )
+                    at += 1
+            except IndexError:
+                at = 0
+            if at == len(region) + 1 and end_delta <= _TABLED:
+                taken.append(pending.popleft())
+                delta, size, region_bytes = end_delta, size + most, region_bytes + len(region)
+                continue
+            del parts[_PARTS * delta :]  # damaged, or numbers beyond the tables
+        elif taken and end_delta <= record_limit:
+            break
+        try:
+            got, end = _add_records(
+                parts,
+                entry,
+                (front, middle),
+                first=delta,
+                most=min(count, record_limit - delta),
+                room=byte_limit - size,
+            )
+        except IndexError as error:
+            if taken:
+                break  # sent first, so that nothing is lost with it
+            raise RegionDamaged(f"records {offset} to {offset + count - 1}") from error
+        delta, size, region_bytes = delta + got, size + most, region_bytes + end
+        if got == count:
             taken.append(pending.popleft())
             continue
-        if count:
-            taken.append(Piece(entry, key, piece.offset, count, piece.at, piece.timed))
-        piece.offset, piece.count, piece.at = piece.offset + count, piece.count - count, pos
+        if got:
+            taken.append(entry._replace(records=got, region=region[:end]))
+            pending[0] = entry._replace(
+                first_offset=offset + got, records=count - got, region=region[end:]
+            )
         break
-    compress = COMPRESSORS[compression]
-    if compress is None:
-        return Batch(taken, delta, region_bytes, bytearray().join(parts), 0, base, max_ms)
-    header, parts[0] = parts[0], b""
-    packed = bytearray().join((header, compress.compress(b"".join(parts))))
-    return Batch(taken, delta, region_bytes, packed, compress.attribute, base, max_ms)
+    arrivals.append((last_ms, delta - counted))
+    if not timed:
+        base = max_ms = NO_TIME
+    parts[0] = parts[0][1:]
+    parts.append(b"\0")
+    body, attributes = b"".join(parts), 0
+    if (codec := COMPRESSORS[compression]) is not None:
+        body, attributes = codec.compress(body), codec.attribute
+    return Batch(taken, delta, region_bytes, body, attributes, base, max_ms, arrivals)
+
+
+def _add_records(
+    parts: list[bytes],
+    entry: Entry,
+    front_and_middle: tuple[bytes, bytes],
+    *,
+    first: int,
+    most: int,
+    room: int,
+) -> tuple[int, int]:
+    """Add records of an entry that does not fit whole, or has lengths beyond the tables.
+
+    Args:
+        parts: added to, `_PARTS` for each record.
+        entry: theirs.
+        front_and_middle: attributes and time; the key after its length.
+        first: records in the batch so far.
+        most: records to add.
+        room: bytes to add; the first record of a batch goes in any case.
+
+    Returns:
+        How many were added, and where they end in the region.
+
+    Raises:
+        IndexError: the region does not hold what it says; nothing was added.
+    """
+    front, middle = front_and_middle
+    suffix, region = entry.suffix, entry.region
+    added: list[bytes] = []
+    got = at = 0
+    while got < most:
+        length = shift = 0
+        start = at + 1
+        while (byte := region[start]) >= 0x80:
+            length |= (byte & 0x7F) << shift
+            start, shift = start + 1, shift + 7
+        start += 1
+        end = start + (length | byte << shift)
+        if end > len(region):
+            raise IndexError(end)
+        value = end - start + len(suffix)
+        inner = b"".join((front, _zigzag(first + got), middle, _zigzag(value)))
+        total = _zigzag(len(inner) + value + 1)
+        room -= len(total) + len(inner) + value + 1
+        if room < 0 and first + got:
+            break
+        added += (b"\0", total, inner, b"", b"", region[start:end], suffix)
+        got, at = got + 1, end
+    parts += added
+    return got, at

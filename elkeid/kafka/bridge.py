@@ -27,7 +27,7 @@ from elkeid.eventlog.cursors import ClassCursor, Cursor, cursor_path, save_curso
 from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.reader import ClassReader, oldest_offset, take_place
 from elkeid.eventlog.wakeup import Wakeup
-from elkeid.kafka.batches import Batch, RegionDamaged, encode
+from elkeid.kafka.batches import Batch, RegionDamaged, agent_id, encode
 from elkeid.kafka.connection import connection_options, quiet_library
 from elkeid.kafka.deadletters import DeadLetters
 from elkeid.kafka.feed import ClassFeed, Slot
@@ -255,7 +255,7 @@ class Session:
                 return SAVE_SECONDS
             self._begun = True
         self._take_outcomes(now)
-        more = False
+        more, read = False, 0
         if (now >= self._read_at or self._wakeup.fresh) and not self.ending:
             self._wakeup.arm()
             read = sum(feed.fill(now, FILL_BYTES) for feed in self.feeds)
@@ -275,7 +275,7 @@ class Session:
             self._save(now)
         if now >= self._look_at:
             self._look(now)
-        if more and sent:
+        if more and (read or sent):
             return 0.0
         waits = [IDLE_SECONDS]
         if self._read_at > now:
@@ -344,6 +344,7 @@ class Session:
                     figures.batch_limit,
                     slot.record_limit,
                     self._settings.compression,
+                    slot.untimed_before,
                 )
             except RegionDamaged as error:
                 count = feed.unreadable(slot, now)
@@ -352,7 +353,7 @@ class Session:
                 continue
             slot.taken(batch, now)
             figures.batches += 1
-            figures.bytes += len(batch.buffer)
+            figures.bytes += batch.size
             self._producer.send(slot.partition, batch, self._teller(feed, slot, batch))
             return 1
         return 0
@@ -387,11 +388,7 @@ class Session:
         else:
             slot.record_limit = 1 << 30
         figures, wall = self._figures, self._wall()
-        counts: dict[int, int] = {}
-        for piece in batch.pieces:
-            at = piece.entry.time_ms
-            counts[at] = counts.get(at, 0) + piece.count
-        for at, count in counts.items():
+        for at, count in batch.arrivals:
             seconds = max(0.0, wall - at / 1000)
             figures.ack_sum += seconds * count
             figures.ack_seconds[bisect_left(ACK_BUCKETS, seconds)] += count
@@ -406,12 +403,11 @@ class Session:
             if batch.records == 1:
                 self._set_aside(feed, slot, batch, "too_large", now)
                 return
-            limit = max(LEAST_BATCH_BYTES, len(batch.buffer) // 2)
+            limit = max(LEAST_BATCH_BYTES, batch.size // 2)
             figures.batch_limit = min(figures.batch_limit, limit)
             slot.record_limit = max(1, batch.records // 2)
         elif isinstance(error, kafka.errors.InvalidTimestampError):
-            for piece in batch.pieces:
-                piece.timed = False
+            slot.untimed_before = batch.entries[-1].end_offset
             self._say("time", "the broker refuses records' times: they are sent without")
         elif isinstance(error, _INVALID):
             if batch.records == 1:
@@ -432,17 +428,17 @@ class Session:
     def _set_aside(
         self, feed: ClassFeed, slot: Slot, batch: Batch, reason: str, now: float
     ) -> None:
-        piece = batch.pieces[0]
-        record = next(mqdata.records(piece.entry.region[piece.at :]))
+        entry = batch.entries[0]
+        key, record = agent_id(entry.suffix), next(mqdata.records(entry.region))
         label = feed.record_class.label
         try:
             self._letters.add(
                 feed.record_class,
-                piece.offset,
-                agent_id=piece.key,
+                entry.first_offset,
+                agent_id=key,
                 reason=reason,
-                time_ms=piece.entry.time_ms,
-                value=record + piece.entry.suffix,
+                time_ms=entry.time_ms,
+                value=record + entry.suffix,
             )
         except OSError as error:  # a full disk: tried again with the next refusal
             self._say("letters", f"a record cannot be set aside: {error}")
@@ -454,8 +450,8 @@ class Session:
         counts[reason] = counts.get(reason, 0) + 1
         self._say(
             "aside",
-            f"{label} record {piece.offset} of {piece.key.decode('utf-8', 'replace')}: Kafka "
-            f"never takes it ({reason}, {len(batch.buffer)} bytes); it is in dead-letters.jsonl",
+            f"{label} record {entry.first_offset} of {key.decode('utf-8', 'replace')}: Kafka "
+            f"never takes it ({reason}, {batch.size} bytes); it is in dead-letters.jsonl",
         )
 
     def _repeat(self, cause: str) -> None:

@@ -20,7 +20,7 @@ from elkeid.config import MiB
 from elkeid.eventlog.cursors import ClassCursor
 from elkeid.eventlog.format import Entry
 from elkeid.eventlog.reader import ClassReader, cut_entry
-from elkeid.kafka.batches import Batch, Piece, agent_id
+from elkeid.kafka.batches import Batch, agent_id
 from elkeid.kafka.partition import partition_of
 from elkeid.wire.datatypes import RecordClass
 
@@ -37,6 +37,9 @@ BUDGETS: Final = {
 }
 """Bytes of records in memory, by class, so that no class keeps another out."""
 
+AGENTS_REMEMBERED: Final = 65536
+"""Agents whose partition is kept: six times what one process serves. Then all are forgotten."""
+
 Open = Callable[[int], ClassReader]
 """Makes a reader of the class from an offset on."""
 
@@ -46,13 +49,14 @@ class Slot:
     """What one partition has of the class."""
 
     partition: int
-    pending: deque[Piece] = field(factory=deque)
+    pending: deque[Entry] = field(factory=deque)
     pending_records: int = 0
     pending_bytes: int = 0
     batch: Batch | None = None  # under way
     sent_at: float = 0.0  # when it was handed over, monotonic seconds
     progress_at: float = 0.0  # last acknowledgement, or when there was nothing to do
     record_limit: int = 1 << 30  # of the next batch, while a bad record is looked for
+    untimed_before: int = 0  # a broker refuses the times of records below this offset
     not_before: float = 0.0  # monotonic seconds; after a refusal that may pass
     backoff: float = 0.0
     parked: int | None = None  # offset of the first record that a lane must read
@@ -68,14 +72,14 @@ class Slot:
         """Offset of the oldest of them."""
         if self.batch is not None:
             return self.batch.first_offset
-        return self.pending[0].offset if self.pending else self.parked
+        return self.pending[0].first_offset if self.pending else self.parked
 
-    def add(self, entry: Entry, key: bytes) -> None:
+    def add(self, entry: Entry) -> None:
         """Take an entry to be sent."""
         if not self.pending and self.batch is None:
             self.progress_at = 0.0  # its time begins when it is looked at next
-        self.pending.append(Piece(entry, key, entry.first_offset, entry.count, 0))
-        self.pending_records += entry.count
+        self.pending.append(entry)
+        self.pending_records += entry.records
         self.pending_bytes += len(entry.region)
 
     def taken(self, batch: Batch, now: float) -> None:
@@ -88,7 +92,7 @@ class Slot:
         """Let the records of the batch be the next to be sent again."""
         batch = self.batch
         assert batch is not None
-        self.pending.extendleft(reversed(batch.pieces))
+        self.pending.extendleft(reversed(batch.entries))
         self.pending_records += batch.records
         self.pending_bytes += batch.region_bytes
         self.batch = None
@@ -96,7 +100,7 @@ class Slot:
     def park(self) -> None:
         """Forget what is pending; a lane reads it again."""
         if self.pending:
-            self.parked = self.pending[0].offset
+            self.parked = self.pending[0].first_offset
             self.skipped += self.pending_records
             self.pending.clear()
             self.pending_records = self.pending_bytes = 0
@@ -128,6 +132,7 @@ class ClassFeed:
         self._budget = BUDGETS[record_class]
         self._slot_limit = max(SLOT_FLOOR_BYTES, self._budget // count)
         self.slots = {number: Slot(number) for number in range(count)}
+        self._slot_by_agent: dict[bytes, Slot] = {}
         self._main = open_at(place.read_to)
         self._lane: _Lane | None = None
         # What was held back under another number of partitions goes out before all else.
@@ -177,7 +182,7 @@ class ClassFeed:
                 self._watch(now)
                 read = self._read_lane()
                 if read is None:
-                    read = self._read_main()
+                    read = self._read_main(byte_limit - done)
             if not read:
                 break
             done += read
@@ -233,25 +238,37 @@ class ClassFeed:
             lane.slots.add(slot.partition)
         return True
 
-    def _read_main(self) -> int | None:
-        """Read a frame for all slots; None or 0 when there is none, or no room."""
+    def _read_main(self, byte_limit: int) -> int | None:
+        """Read frames for all slots; None or 0 when there is none, or no room."""
         if not self._room():
             return None
-        entries = self._main.next(None)
+        entries = self._main.take(byte_limit)
         self.at_end = not entries
         for gap in self._main.gaps:
             self._expire(gap.reason, gap.end - gap.start)
         self._main.gaps.clear()
-        size = 0
+        size, known = 0, self._slot_by_agent
         for entry in entries:
-            size += len(entry.region) + 1
-            key = agent_id(entry.suffix)
-            slot = self.slots[partition_of(key, self.count)]
+            _, _, count, suffix, region, _ = entry
+            key = agent_id(suffix)
+            slot = known.get(key) or self._slot_of(key)
+            size += len(region) + 1
             if slot.parked is not None:
-                slot.skipped += entry.count
-            else:
-                slot.add(entry, key)
+                slot.skipped += count
+                continue
+            if not slot.pending and slot.batch is None:
+                slot.progress_at = 0.0  # its time begins when it is looked at next
+            slot.pending.append(entry)
+            slot.pending_records += count
+            slot.pending_bytes += len(region)
         return size
+
+    def _slot_of(self, key: bytes) -> Slot:
+        """The slot of an agent, from now on known."""
+        if len(self._slot_by_agent) >= AGENTS_REMEMBERED:
+            self._slot_by_agent.clear()
+        slot = self._slot_by_agent[key] = self.slots[partition_of(key, self.count)]
+        return slot
 
     def _read_lane(self) -> int | None:
         """Read a frame for the slots of the lane; None when there is no lane, or no room."""
@@ -274,8 +291,8 @@ class ClassFeed:
                 continue
             if entry.end_offset > slot.parked:
                 entry = cut_entry(entry, slot.parked)  # noqa: PLW2901
-                slot.add(entry, key)
-                slot.skipped -= entry.count
+                slot.add(entry)
+                slot.skipped -= entry.records
                 slot.parked = entry.end_offset
         if not entries or lane.reader.position >= end:
             for each in lane.slots:
@@ -308,8 +325,8 @@ class ClassFeed:
             if owed is None or entry.end_offset <= owed[0]:
                 continue
             entry = cut_entry(entry, owed[0])  # noqa: PLW2901
-            self.slots[partition_of(key, self.count)].add(entry, key)
-            owed[0], owed[1] = entry.end_offset, owed[1] - entry.count
+            self.slots[partition_of(key, self.count)].add(entry)
+            owed[0], owed[1] = entry.end_offset, owed[1] - entry.records
         if not entries or reader.position >= end:
             self._expire(reason, sum(owed for _, owed in self._old.values()))
             self._old.clear()
@@ -345,13 +362,13 @@ class ClassFeed:
         return batch
 
     def unreadable(self, slot: Slot, now: float) -> int:
-        """Pass over the slot's next piece, which cannot be read; return its records."""
-        piece = slot.pending.popleft()
-        slot.pending_records -= piece.count
-        slot.pending_bytes -= len(piece.entry.region) - piece.at
-        self._expire("damaged", piece.count)
+        """Pass over the slot's next entry, which cannot be read; return its records."""
+        entry = slot.pending.popleft()
+        slot.pending_records -= entry.records
+        slot.pending_bytes -= len(entry.region)
+        self._expire("damaged", entry.records)
         self._moved(slot, now)
-        return piece.count
+        return entry.records
 
     def _moved(self, slot: Slot, now: float) -> None:
         slot.progress_at = now
@@ -394,7 +411,7 @@ class ClassFeed:
     def oldest_ms(self) -> int | None:
         """When the oldest record in memory was received; None if there is none."""
         times = [
-            slot.batch.oldest_ms if slot.batch else slot.pending[0].entry.time_ms
+            slot.batch.oldest_ms if slot.batch else slot.pending[0].time_ms
             for slot in self.slots.values()
             if slot.batch or slot.pending
         ]

@@ -12,7 +12,8 @@ numbers and the retries of what a broker may still take. Replaced are three thin
 tests/kafka/test_library.py fails when a release of the library changes what this relies on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from struct import Struct
 from typing import Any, Final
 
 import kafka.errors
@@ -21,10 +22,12 @@ from kafka.producer.producer_batch import ProducerBatch
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.producer.sender import Sender
 from kafka.producer.transaction_manager import TransactionManager
+from kafka.protocol.producer import ProduceRequest
 from kafka.structs import TopicPartition
 
 from elkeid.kafka.batches import Batch
 from elkeid.kafka.connection import REQUEST_TIMEOUT_MS
+from elkeid.wire.protobuf import varint
 
 MAX_REQUEST_BYTES: Final = 4 << 20
 """Batches of several partitions in one request to a broker, which takes 100 MiB by default."""
@@ -39,6 +42,13 @@ RETRY_BACKOFF_MS: Final = 100
 RECONNECT_BACKOFF_MAX_MS: Final = 2_000
 """A broker that is back is found so soon."""
 
+_LAID_OUT: Final = 9
+"""Version of produce requests, which brokers take since Kafka 2.4; later ones bring nothing."""
+_OLDEST: Final = 3  # the first with record batches of version 2
+_ACKS: Final = Struct(">Bhi")  # no transaction, acks, milliseconds
+_NO_TAGS: Final = b"\0"
+_Topic: Final = ProduceRequest.TopicProduceData
+
 _FOREVER_MS: Final = 1 << 52  # as a delivery timeout: 140,000 years
 
 Outcome = Callable[[BaseException | None], None]
@@ -49,7 +59,7 @@ class _Records:
     """An encoded batch as the accumulator wants its records; see ``MemoryRecordsBuilder``."""
 
     def __init__(self, batch: Batch) -> None:
-        self._batch, self._closed = batch, False
+        self._batch, self._header = batch, b""
         self.producer_id, self.producer_epoch, self.base_sequence = -1, -1, -1
 
     def append(self, *_: object) -> None:
@@ -65,25 +75,30 @@ class _Records:
 
     def size_in_bytes(self) -> int:
         """Bytes on the wire."""
-        return len(self._batch.buffer)
+        return self._batch.size
 
     def set_producer_state(
         self, producer_id: int, epoch: int, sequence: int, transactional: bool
     ) -> None:
         """Take the numbers that make a retry recognisable, once."""
-        assert not self._closed
+        assert not self._header
         assert not transactional
         self.producer_id, self.producer_epoch, self.base_sequence = producer_id, epoch, sequence
 
     def close(self) -> None:
         """Make the header, once: a retry has the same."""
-        if not self._closed:
-            self._closed = True
-            self._batch.stamp(self.producer_id, self.producer_epoch, self.base_sequence)
+        if not self._header:
+            self._header = self._batch.header(
+                self.producer_id, self.producer_epoch, self.base_sequence
+            )
 
-    def buffer(self) -> bytearray:
+    def pieces(self) -> tuple[bytes, bytes]:
         """What goes on the wire."""
-        return self._batch.buffer
+        return self._header, self._batch.body
+
+    def buffer(self) -> bytes:
+        """The same in one piece."""
+        return self._header + self._batch.body
 
 
 class _ProducerBatch(ProducerBatch):  # type: ignore[misc]
@@ -102,6 +117,32 @@ class _ProducerBatch(ProducerBatch):  # type: ignore[misc]
     ) -> None:
         super()._complete_future(base_offset, timestamp_ms, record_exceptions_fn)
         self._outcome(None if record_exceptions_fn is None else record_exceptions_fn(0))
+
+
+class _Request(ProduceRequest, init=False):  # type: ignore[misc,call-arg]
+    """A produce request whose records are copied once, from their batches to what is sent."""
+
+    def encode(self, version: int | None = None, header: bool = False, framed: bool = False) -> Any:
+        """See ``ApiMessage``; version 9 is laid out here, those of older brokers there."""
+        if self.API_VERSION != _LAID_OUT or not (header and framed) or version is not None:
+            for topic in self.topic_data:
+                for each in topic.partition_data:
+                    if isinstance(each.records, _Records):
+                        each.records = each.records.buffer()
+            return super().encode(version=version, header=header, framed=framed)
+        parts = [b"", self._header.encode(flexible=True)]
+        parts.append(_ACKS.pack(0, self.acks, self.timeout_ms) + varint(len(self.topic_data) + 1))
+        for topic in self.topic_data:
+            name = topic.name.encode()
+            parts += (varint(len(name) + 1), name, varint(len(topic.partition_data) + 1))
+            for each in topic.partition_data:
+                front, body = each.records.pieces()
+                length = varint(len(front) + len(body) + 1)
+                parts += (each.index.to_bytes(4), length, front, body, _NO_TAGS)
+            parts.append(_NO_TAGS)
+        parts.append(_NO_TAGS)
+        parts[0] = sum(map(len, parts)).to_bytes(4)
+        return b"".join(parts)
 
 
 class _Sender(Sender):  # type: ignore[misc]
@@ -150,6 +191,23 @@ class _Sender(Sender):  # type: ignore[misc]
 
     def _record_retries(self, batch: ProducerBatch) -> None:
         self._retried()
+
+    def _produce_request(
+        self, node_id: int, acks: int, timeout: int, batches: Sequence[ProducerBatch]
+    ) -> ProduceRequest:
+        topics: dict[str, list[Any]] = {}
+        for batch in batches:
+            target = batch.topic_partition
+            part = _Topic.PartitionProduceData(index=target.partition, records=batch.records)
+            topics.setdefault(target.topic, []).append(part)
+        return _Request(
+            transactional_id=None,
+            acks=acks,
+            timeout_ms=timeout,
+            topic_data=[_Topic(name=name, partition_data=parts) for name, parts in topics.items()],
+            min_version=_OLDEST,
+            max_version=_LAID_OUT,
+        )
 
 
 class BatchProducer:

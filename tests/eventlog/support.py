@@ -221,7 +221,7 @@ def numbers_of(entry: Entry) -> list[int]:
             number = number << 7 | byte & 0x7F
         found.append(number)
         at += 2 + size
-    assert entry.count == len(found)
+    assert entry.records == len(found)
     return found
 
 

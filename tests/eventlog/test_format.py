@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from elkeid.errors import LogFormatError
 from elkeid.eventlog.cursors import ClassCursor, Cursor, DamagedCursor, decode_cursor, encode_cursor
 from elkeid.eventlog.format import (
+    Entry,
     FrameHeader,
     SegmentHeader,
     SegmentName,
-    decode_entries,
+    add_entries,
     decode_frame_header,
     decode_segment_header,
     encode_frame_header,
@@ -99,9 +100,9 @@ def test_frame_bytes() -> None:
     header = decode_frame_header(data, 0, NAME.seed)
     assert header is not None
     assert header.end_offset == 1_000_002
-    entries = decode_entries(TELEMETRY, header, body)
-    assert entries is not None
-    assert [(e.first_offset, e.count, e.suffix, e.region) for e in entries] == [
+    entries: list[Entry] = []
+    assert add_entries(entries, TELEMETRY, header, b"before" + body, 6)
+    assert [(e.first_offset, e.records, e.suffix, e.region) for e in entries] == [
         (1_000_000, 2, SUFFIX, region(1, 2))
     ]
     assert decode_frame_header(data, 0, SegmentName(1_000_000, NAME.ident + 1).seed) is None
@@ -138,9 +139,11 @@ def test_any_bytes_as_entries(body: bytes, records: int, entries: int, sizes: li
     """A body whose lengths and counts do not add up is refused as a whole."""
     body = pack_entry(*sizes) + body
     header = FrameHeader(len(body), 0, 10, records, entries, 0, 0, 0)
-    found = decode_entries(TELEMETRY, header, body)
-    if found is not None:
-        assert sum(entry.count for entry in found) == records
+    found: list[Entry] = []
+    if not add_entries(found, TELEMETRY, header, body + b"after", 0):
+        assert not found
+    else:
+        assert sum(entry.records for entry in found) == records
         assert len(found) == entries
         used = sum(12 + len(entry.suffix) + len(entry.region) for entry in found)
         assert used == len(body)

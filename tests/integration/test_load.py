@@ -61,7 +61,7 @@ def stored(folder: Path) -> tuple[int, dict[str, list[int]]]:
     count, seqs = 0, dict[str, list[int]]()
     with LogReader(folder / "data" / "eventlog") as log:
         for entry in log.entries(log.extent()):
-            count += entry.count
+            count += entry.records
             found = SEQ.findall(entry.region)
             if found:
                 agent_id = mqdata.decode(entry.suffix).agent_id

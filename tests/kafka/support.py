@@ -134,8 +134,7 @@ class Cluster:
 
     def take(self, sent: Sent, answer: bool = True) -> None:
         """Append a batch to its partition, and say so unless the acknowledgement is lost."""
-        sent.batch.stamp(1, 0, 0)
-        for batch in MemoryRecords(bytes(sent.batch.buffer)):
+        for batch in MemoryRecords(sent.batch.header(1, 0, 0) + sent.batch.body):
             assert batch.validate_crc()
             for message in batch:
                 assert not message.headers

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kafka.record.memory_records import MemoryRecords
 
 from elkeid.eventlog.format import Entry
-from elkeid.kafka.batches import NO_TIME, Batch, Piece, RegionDamaged, agent_id, encode
+from elkeid.kafka.batches import NO_TIME, Batch, RegionDamaged, agent_id, encode
 from elkeid.kafka.compression import COMPRESSORS, decompress
 from elkeid.kafka.consumer import teach_codecs
 from elkeid.kafka.partition import partition_of
@@ -18,18 +18,18 @@ from tests.kafka.support import record, region, suffix
 BIG = 1 << 30
 
 
-def piece(agent: bytes, *bodies: bytes, offset: int = 0, time_ms: int = 1_790_000_000_000) -> Piece:
-    """A whole entry."""
+def entry(agent: bytes, *bodies: bytes, offset: int = 0, time_ms: int = 1_790_000_000_000) -> Entry:
+    """What an agent's batch has in the log."""
     records = region(*(record(body) for body in bodies))
-    entry = Entry(RecordClass.TELEMETRY, offset, len(bodies), suffix(agent), records, time_ms)
-    return Piece(entry, agent, offset, len(bodies), 0)
+    return Entry(RecordClass.TELEMETRY, offset, len(bodies), suffix(agent), records, time_ms)
 
 
 def messages(batch: Batch) -> list[tuple[bytes, bytes, int]]:
     """What a consumer makes of a batch."""
     teach_codecs()
-    batch.stamp(7, 1, 3)
-    (found,) = MemoryRecords(bytes(batch.buffer))
+    data = batch.header(7, 1, 3) + batch.body
+    assert len(data) == batch.size
+    (found,) = MemoryRecords(data)
     assert found.validate_crc()
     assert (found.producer_id, found.producer_epoch, found.base_sequence) == (7, 1, 3)
     return [(each.key, each.value, each.timestamp) for each in found]
@@ -49,10 +49,10 @@ def test_batches_hold_every_record(
     entries: list[tuple[bytes, list[bytes], int]], limit: int, most: int, codec: str
 ) -> None:
     """However batches are cut, each record is in one, in order, with its key and time."""
-    pending, wanted, offset = deque[Piece](), list[tuple[bytes, bytes, int]](), 0
+    pending, wanted, offset = deque[Entry](), list[tuple[bytes, bytes, int]](), 0
     for agent, each, late in entries:
         at = 1_790_000_000_000 + late
-        pending.append(piece(agent, *each, offset=offset, time_ms=at))
+        pending.append(entry(agent, *each, offset=offset, time_ms=at))
         offset += len(each)
         wanted += [(agent, record(body) + suffix(agent), at) for body in each]
     got: list[tuple[bytes, bytes, int]] = []
@@ -60,36 +60,35 @@ def test_batches_hold_every_record(
         batch = encode(pending, limit, most, codec)
         assert 1 <= batch.records <= most
         assert batch.first_offset == len(got)
-        assert sum(each.count for each in batch.pieces) == batch.records
+        assert sum(count for _, count in batch.arrivals) == batch.records
+        assert sum(each.records for each in batch.entries) == batch.records
         if codec == "none" and batch.records > 1:
-            assert len(batch.buffer) <= limit
+            assert batch.size <= limit
         got += messages(batch)
     assert got == wanted
 
 
 def test_batch_can_be_made_again() -> None:
-    """The pieces of a batch make the same batch again, also those that it holds in part."""
-    pending = deque([piece(b"a", b"1", b"2", b"3"), piece(b"b", b"4", offset=3)])
+    """The entries of a batch make the same batch again, also those that it holds in part."""
+    pending = deque([entry(b"a", b"1", b"2", b"3"), entry(b"b", b"4", offset=3)])
     first = encode(pending, BIG, 2, "none")
-    assert [(each.offset, each.count) for each in pending] == [(2, 1), (3, 1)]
-    again = encode(deque(first.pieces), BIG, BIG, "none")
+    assert [(each.first_offset, each.records) for each in pending] == [(2, 1), (3, 1)]
+    again = encode(deque(first.entries), BIG, BIG, "none")
     assert messages(again) == messages(first)
 
 
 def test_times_that_are_refused_go_apart() -> None:
     """Records sent without a time share no batch with others, and keep their order."""
-    refused = piece(b"a", b"1")
-    refused.timed = False
-    pending = deque([refused, piece(b"a", b"2", offset=1)])
-    assert [each[2] for each in messages(encode(pending, BIG, BIG, "none"))] == [NO_TIME]
-    assert [each[2] for each in messages(encode(pending, BIG, BIG, "none"))] == [1_790_000_000_000]
+    pending = deque([entry(b"a", b"1", offset=7), entry(b"a", b"2", offset=8)])
+    assert [each[2] for each in messages(encode(pending, BIG, BIG, "none", 8))] == [NO_TIME]
+    (timed,) = messages(encode(pending, BIG, BIG, "none", 8))
+    assert timed[2] == 1_790_000_000_000
 
 
 def test_damaged_region_costs_itself_alone() -> None:
     """What precedes a region that is no region is sent; then it is refused, and stays."""
-    bad = piece(b"b", b"x")
-    bad.entry.region = b"\x0a\x7f"
-    pending = deque([piece(b"a", b"1"), bad, piece(b"c", b"2")])
+    bad = entry(b"b", b"x")._replace(region=b"\x0a\x7f")
+    pending = deque([entry(b"a", b"1"), bad, entry(b"c", b"2")])
     assert [each[0] for each in messages(encode(pending, BIG, BIG, "none"))] == [b"a"]
     with pytest.raises(RegionDamaged):
         encode(pending, BIG, BIG, "none")

@@ -199,7 +199,7 @@ def test_too_large(log: Log) -> None:
     """Batches shrink to what the broker takes; a record beyond is set aside and holds up nobody."""
     cluster = Cluster()
     cluster.verdict = lambda _p, batch: (
-        kafka.errors.MessageSizeTooLargeError("x") if len(batch.buffer) > 5000 else None
+        kafka.errors.MessageSizeTooLargeError("x") if batch.size > 5000 else None
     )
     log.append(b"a", *(b"%d" % number * 100 for number in range(1, 90)))
     log.append(b"a", bytes(6000), b"after")
@@ -221,7 +221,7 @@ def test_invalid_records_are_found(log: Log) -> None:
     """Of a batch that a broker calls invalid only the invalid records are set aside."""
     cluster = Cluster()
     cluster.verdict = lambda _p, batch: (
-        kafka.errors.InvalidRecordError("x") if b"bad" in batch.buffer else None
+        kafka.errors.InvalidRecordError("x") if b"bad" in batch.body else None
     )
     bodies = [b"bad %d" % n if n in (3, 40, 41) else b"good %d" % n for n in range(60)]
     log.append(b"a", *bodies)
@@ -268,7 +268,7 @@ def test_control_does_not_wait_for_telemetry(log: Log) -> None:
     for number in range(40):
         log.append(b"a", bytes([number]) * 900_000)
     run = Run(log, cluster)
-    cluster.verdict = lambda _p, batch: None if len(batch.buffer) < 1000 else HOLD
+    cluster.verdict = lambda _p, batch: None if batch.size < 1000 else HOLD
     run.turn(2)
     log.append(b"a", b"heartbeat", cls=RecordClass.CONTROL)
     run.turn(2)
@@ -320,7 +320,7 @@ def test_whatever_happens(tmp_path: Path, seed: int) -> None:
             return kafka.errors.OutOfOrderSequenceNumberError("x")
         if roll < 0.3:
             return kafka.errors.TopicAuthorizationFailedError("x")
-        if len(batch.buffer) > 60_000:
+        if batch.size > 60_000:
             return kafka.errors.MessageSizeTooLargeError("x")
         return None
 

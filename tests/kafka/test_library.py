@@ -22,7 +22,7 @@ from kafka.structs import TopicPartition
 
 from elkeid.kafka.batches import encode
 from elkeid.kafka.producer import _ProducerBatch, _Records, _Sender
-from tests.kafka.test_batches import piece
+from tests.kafka.test_batches import entry
 
 RELIED_ON: dict[Any, str] = {
     KafkaNetClient.__init__: "9d5a78ad19c3",
@@ -99,7 +99,7 @@ def drained(
     sender: _Sender, accumulator: RecordAccumulator, outcomes: list[BaseException | None]
 ) -> ProducerBatch:
     """A batch that is on its way."""
-    batch = encode(deque([piece(b"a", b"1", b"2")]), 1 << 20, 100, "none")
+    batch = encode(deque([entry(b"a", b"1", b"2")]), 1 << 20, 100, "none")
     ours = _ProducerBatch(TARGET, batch, outcomes.append)
     accumulator._batches[TARGET].append(ours)
     accumulator._incomplete.add(ours)
@@ -196,3 +196,20 @@ def test_library_is_as_it_was_read() -> None:
         if digest(function) != known
     }
     assert changed == {}
+
+
+@pytest.mark.parametrize("version", [3, 8, 9])
+def test_requests_are_laid_out_as_the_library_does(version: int) -> None:
+    """A produce request of ours has the bytes of the library's own, whatever the broker takes."""
+    sender, accumulator, _ = made([])
+    batch = drained(sender, accumulator, [])
+    ours = sender._produce_request(0, -1, 15_000, [batch])
+    whole = batch.records.buffer()
+    assert len(whole) == batch.records.size_in_bytes()
+    theirs = Sender._produce_request(sender, 0, -1, 15_000, [batch])
+    for each in (ours, theirs):
+        each.API_VERSION = version
+        each.with_header(correlation_id=77, client_id="elkeid")
+        assert each.expect_response()
+    assert ours.encode(framed=True, header=True) == theirs.encode(framed=True, header=True)
+    assert whole in ours.encode(framed=True, header=True)
