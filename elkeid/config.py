@@ -339,6 +339,11 @@ class ManagerSettings:
     audit_seconds: float = _seconds(2 * 365 * 86400, 86400, 100 * 365 * 86400)
     audit_syslog: str | None = field(default=None, validator=syslog_url)
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
+    kernel_quiet_seconds: float = _seconds(900, 60, 86400)  # without events: unprotected
+    history_events: int = _number(100, 10, 10_000)  # kept of each host
+    history_event_seconds: float = _seconds(90 * 86400, 3600, 10 * 365 * 86400)
+    history_fine_seconds: float = _seconds(6 * 3600, 3 * 3600, 30 * 86400)  # figures of 5 minutes
+    history_coarse_seconds: float = _seconds(7 * 86400, 86400, 2 * 365 * 86400)  # of an hour
     poll_seconds: float = _seconds(2, 0.2, 300)  # pause between two status queries to an AC
     inner_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)
     accept_unsigned_inner: bool = field(default=False, validator=boolean)

@@ -1,7 +1,7 @@
 """What the Manager knows of agents: pages for operators, reports from AgentCenters."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from sqlalchemy import Connection
@@ -25,6 +25,21 @@ REPORTS_PER_WRITE = 500
 """Agents per transaction: about 50 ms, so that a login never waits long for a large report."""
 
 
+class Follower(Protocol):
+    """Told of what is stored, in the same transaction and thread."""
+
+    def reported(
+        self, connection: Connection, source: Source, reports: Sequence[AgentReport], skew: float
+    ) -> None:
+        """An AC told of these agents."""
+
+    def left(self, connection: Connection, source: Source, ids: Iterable[str]) -> None:
+        """These agents left an AC."""
+
+    def kept(self, connection: Connection, source: Source, ids: Collection[str]) -> None:
+        """An AC has these agents and no others."""
+
+
 class AgentStatus:
     """Agents as last reported.
 
@@ -32,10 +47,18 @@ class AgentStatus:
         store: open.
         wall: seconds since the epoch.
         offline_seconds: silence after which an agent is offline.
+        follower: is told of every report.
     """
 
-    def __init__(self, store: Store, wall: Callable[[], float], offline_seconds: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        wall: Callable[[], float],
+        offline_seconds: float,
+        follower: Follower,
+    ) -> None:
         self._store, self._wall, self._offline_seconds = store, wall, offline_seconds
+        self._follower = follower
         self.total = 0  # agents; kept here, since counting a million rows takes time
 
     async def start(self) -> None:
@@ -86,7 +109,7 @@ class AgentStatus:
         done, ids = Applied(), list[str]()
         for start in range(0, len(items), REPORTS_PER_WRITE):
             some = items[start : start + REPORTS_PER_WRITE]
-            applied, present = await self._store.write(_apply, source, some, skew)
+            applied, present = await self._store.write(_apply, source, some, skew, self._follower)
             self.total += applied.added
             done += applied
             ids += present
@@ -94,19 +117,33 @@ class AgentStatus:
 
     async def left(self, source: Source, ids: Iterable[str]) -> None:
         """Note that agents have left an AC."""
-        await self._store.write(disconnect, source, ids)
+        await self._store.write(_left, source, list(ids), self._follower)
 
     async def keep_only(self, source: Source, ids: Iterable[str]) -> None:
         """Note that an AC has these agents and no others."""
-        await self._store.write(keep_only, source, ids)
+        await self._store.write(_kept, source, set(ids), self._follower)
 
     async def forget(self, source: Source) -> None:
         """Note that an AC cannot be asked, so that nobody knows whom it has."""
         await self._store.write(forget_connections, source)
 
 
+def _left(connection: Connection, source: Source, ids: Sequence[str], follower: Follower) -> None:
+    disconnect(connection, source, ids)
+    follower.left(connection, source, ids)
+
+
+def _kept(connection: Connection, source: Source, ids: set[str], follower: Follower) -> None:
+    keep_only(connection, source, ids)
+    follower.kept(connection, source, ids)
+
+
 def _apply(
-    connection: Connection, source: Source, items: Sequence[msgspec.Raw], skew: float
+    connection: Connection,
+    source: Source,
+    items: Sequence[msgspec.Raw],
+    skew: float,
+    follower: Follower,
 ) -> tuple[Applied, list[str]]:
     """Decode and store, in a thread; an entry that cannot be used costs no other."""
     reports: list[AgentReport] = []
@@ -123,5 +160,6 @@ def _apply(
         if report is not None:
             reports.append(report)
     applied = apply_reports(connection, source, reports)
+    follower.reported(connection, source, reports, skew)
     applied.malformed = malformed
     return applied, [report.agent_id for report in reports]

@@ -31,10 +31,8 @@ from elkeid.manager.cluster import MANAGER_NAME, Cluster
 from elkeid.manager.cluster_api import ClusterRoutes
 from elkeid.manager.config_api import ConfigRoutes
 from elkeid.manager.drops import DropGuard
-from elkeid.manager.exports import Exports
 from elkeid.manager.fanout import Gateways
-from elkeid.manager.host_api import HostExportRoutes, HostRoutes
-from elkeid.manager.hosts import Hosts
+from elkeid.manager.host_parts import HostParts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
 from elkeid.manager.logins import Logins
@@ -44,7 +42,6 @@ from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from elkeid.manager.syslog import AuditSyslog
-from elkeid.manager.tag_api import TagRoutes
 from elkeid.manager.task_api import TaskRoutes
 from elkeid.manager.task_sending import PER_AC, HttpSender
 from elkeid.manager.tasks import make_tasks
@@ -99,7 +96,8 @@ class ManagerRole:
             self._pool = ThreadPool(0, THREADS + HASHING_THREADS, "manager")
             threads = PoolThreads(reactor, self._pool)
         self.store = Store(database_of(settings), threads)
-        self.agents = AgentStatus(self.store, wall, manager.offline_seconds)
+        self.hosts = HostParts(settings, self.store, threads, reactor, wall)
+        self.agents = AgentStatus(self.store, wall, manager.offline_seconds, self.hosts.watch)
         credentials = Credentials(*keys.signing_pair)
         sd_http = JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials)
         self.discovery = DiscoveryClient(
@@ -121,7 +119,6 @@ class ManagerRole:
         )
         self.news = News(reactor, ac_http, CONFIG_PATH)
         self.tag_news = News(reactor, ac_http, TAGS_PATH)
-        hosts = Hosts(self.agents, self.store, self.tag_news)
         self.polls = AcPoll(
             reactor,
             ac_http,
@@ -158,15 +155,6 @@ class ManagerRole:
             wall,
             manager.upload_quota_bytes,
         )
-        self.exports = Exports(
-            settings.server.data_dir / "exports",
-            self.store,
-            threads,
-            reactor,
-            wall=wall,
-            quota=manager.export_quota_bytes,
-            seconds=manager.export_seconds,
-        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
@@ -178,12 +166,10 @@ class ManagerRole:
             *self._user_routes,
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
-            DownloadRoutes(self.uploads, self.exports),
             ClusterRoutes(self._cluster),
-            TagRoutes(hosts, self.store),
-            HostRoutes(self.agents, threads),
-            HostExportRoutes(hosts, self.exports),
             TaskRoutes(self.tasks, self.store),
+            DownloadRoutes(self.uploads, self.hosts.exports),
+            *self.hosts.groups(self.agents, self.tag_news),
             *inner,
         ]
         self.api = self._face(groups)
@@ -267,8 +253,8 @@ class ManagerRole:
             self.syslog.start()
         await self.agents.start()
         await self.uploads.start()
-        await self.exports.start()
         self.task_engine.start()
+        await self.hosts.start()
         manager = self._settings.manager
         self._open(self.plain_api, manager.port, "manager.port", None)
         if manager.tls_port is not None:
@@ -307,11 +293,11 @@ class ManagerRole:
             site.close()
         await stop_each(
             self.log,
-            self.exports.stop,
             self.news.stop,
             self.tag_news.stop,
             self.task_engine.stop,
             self.polls.stop,
+            self.hosts.stop,
             self.access.stop,
             self.audit.stop,
             *(() if self.syslog is None else (self.syslog.stop,)),

@@ -363,7 +363,7 @@ class ExportLimitTests(ExportCase):
     def test_oldest_make_room(self) -> None:
         """Files together stay within the quota: the oldest go."""
         quota = 600_000
-        self.deployment.manager.exports._quota = quota
+        self.deployment.manager.hosts.exports._quota = quota
         names = []
         for _ in range(8):
             self.deployment.network.clock.advance(1)
@@ -444,7 +444,7 @@ class SlowExportTests(ExportCase):
         client.lose()
         self.go()
         self.assertEqual(self.folder(), [])
-        self.assertEqual(self.deployment.manager.exports._running, 0)
+        self.assertEqual(self.deployment.manager.hosts.exports._running, 0)
 
     def test_so_many_at_once(self) -> None:
         """One more than may be written is told to come later."""
@@ -461,7 +461,7 @@ class SlowExportTests(ExportCase):
     def test_stop(self) -> None:
         """At a stop clients are told that it failed."""
         client = self.begin()
-        stopped = Deferred.fromCoroutine(self.deployment.manager.exports.stop())
+        stopped = Deferred.fromCoroutine(self.deployment.manager.hosts.exports.stop())
         self.assertNoResult(stopped)
         self.go()
         self.successResultOf(stopped)

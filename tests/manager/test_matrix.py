@@ -84,6 +84,14 @@ MATRIX: dict[str, str] = {
     "POST /api/v6/asset-center/DescribeHosts": "0123678",
     "GET /api/v6/asset-center/DescribeTags": "0123678",
     "POST /api/v6/asset-center/ExportHosts": "0123678",
+    "GET /api/v1/agent/getHistory/<string:agent_id>": "0123678",
+    "GET /api/v6/monitor/AgentCpuMetrics": "012345678",
+    "GET /api/v6/monitor/AgentDiskMetrics": "012345678",
+    "GET /api/v6/monitor/AgentDiskUsageMetrics": "012345678",
+    "GET /api/v6/monitor/AgentMemoryMetrics": "012345678",
+    "GET /api/v6/monitor/AgentNetMetrics": "012345678",
+    "GET /api/v6/license/detail": "012345678",
+    "GET /api/v6/license/info": "012345678",
 }
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -21,7 +22,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -388,5 +389,59 @@ host_config = Table(
     Column("drops_confirmed", Boolean(create_constraint=False), nullable=False),
     Column("updated_at", BigInteger, nullable=False),  # unix seconds
     Column("dropped_at", Float, index=True),  # unix seconds; when it took most of its plugins
+    sqlite_with_rowid=False,
+)
+
+host_state = Table(
+    "host_state",
+    metadata,
+    Column(
+        "agent_id",
+        String(128),
+        ForeignKey("agent.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("gateway", String(300), nullable=False),  # host:port of the AC that has or had it
+    Column("connected", Boolean(create_constraint=False), nullable=False),
+    Column("connected_at", BigInteger, nullable=False),  # unix seconds
+    Column("protection", String(20), nullable=False),  # see elkeid.manager.protection
+    Column("reason", String(32), nullable=False),
+    Column("protection_since", BigInteger, nullable=False),
+    Column("doubted_at", BigInteger),
+    Column("retired_at", BigInteger),
+    Column("kernel_version", String(128), nullable=False),
+    Column("events", BigInteger, nullable=False),  # in its history so far
+    Index(None, "gateway", "agent_id"),
+    Index(None, "kernel_version", "agent_id"),
+    sqlite_with_rowid=False,
+)
+
+host_event = Table(
+    "host_event",
+    metadata,
+    Column(
+        "agent_id",
+        String(128),
+        ForeignKey("agent.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("place", Integer, primary_key=True, autoincrement=False),  # in the host's ring
+    Column("number", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False, index=True),  # unix seconds
+    Column("kind", String(20), nullable=False),
+    Column("detail", Text, nullable=False),  # JSON object
+    sqlite_with_rowid=False,
+)
+
+host_figure = Table(
+    "host_figure",
+    metadata,
+    # In the order in which rows are written and forgotten; one host's are found by a look at each
+    # stretch of time.
+    Column("span", Integer, primary_key=True, autoincrement=False),  # seconds
+    Column("began", BigInteger, primary_key=True, autoincrement=False),  # unix seconds
+    Column("agent_id", String(128), primary_key=True),
+    Column("beats", Integer, nullable=False),  # heartbeats in it
+    Column("data", LargeBinary, nullable=False),  # see elkeid.manager.figures
     sqlite_with_rowid=False,
 )

@@ -1,0 +1,183 @@
+"""Keeps hosts' histories: writes figures that are ready, rolls up hours, forgets what is old.
+
+Everything is done in slices of some ten milliseconds, one after another.
+
+Source: docs/protocol.md, "Manager API", "History".
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from sqlalchemy import Connection
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from elkeid.errors import StoreError
+from elkeid.manager.figures import (
+    COARSE_SECONDS,
+    FINE_SECONDS,
+    LATE_SECONDS,
+    Figures,
+    Rollup,
+    joined,
+    rolled_up,
+)
+from elkeid.manager.store.figures import (
+    forget_figures,
+    join_stretches,
+    keep_rollups,
+    newest_stretch,
+    rollups_of,
+)
+from elkeid.manager.store.hosts import HostEvent, forget_events, history_of, host_states
+from elkeid.manager.store.store import Store
+
+PACE_SECONDS = 60.0
+"""Between two rounds."""
+
+ROWS_PER_WRITE = 500
+"""Rollups in one transaction: about 15 ms."""
+
+HOSTS_PER_STEP = 250
+"""Hosts whose hour is rolled up in one transaction: their 3,000 rows take about 30 ms."""
+
+SPANS = (FINE_SECONDS, COARSE_SECONDS)
+
+
+def _events(
+    connection: Connection, agent_id: str, ring: int, since: float, *page: int
+) -> tuple[int, list[HostEvent]] | None:
+    if not host_states(connection, [agent_id]):
+        return None
+    offset, limit = page
+    return history_of(connection, agent_id, ring, since, offset=offset, limit=limit)
+
+
+def _keep(connection: Connection, over: Sequence[tuple[str, int, bytes]]) -> None:
+    keep_rollups(connection, FINE_SECONDS, [rolled_up(*each) for each in over])
+
+
+class History:
+    """Works in the background.
+
+    Args:
+        store: open.
+        figures: what heartbeats measured.
+        clock: for the pace.
+        wall: seconds since the epoch.
+        fine_seconds: how long figures of five minutes are kept.
+        coarse_seconds: how long figures of an hour are kept.
+        event_seconds: how long events of hosts are kept.
+        ring: how many of each.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        store: Store,
+        figures: Figures,
+        clock: IReactorTime,
+        wall: Callable[[], float],
+        *,
+        fine_seconds: float,
+        coarse_seconds: float,
+        event_seconds: float,
+        ring: int,
+    ) -> None:
+        self._store, self._figures, self._wall = store, figures, wall
+        self._fine_seconds, self._coarse_seconds = fine_seconds, coarse_seconds
+        self._event_seconds, self._ring = event_seconds, ring
+        self._hour: int | None = None  # the next one to roll up
+        self._stopping = False
+        self._loop = LoopingCall(self._round)
+        self._loop.clock = clock
+        self._ended: Deferred[LoopingCall] | None = None
+
+    def start(self) -> None:
+        """Work from now on."""
+        self._ended = self._loop.start(PACE_SECONDS, now=False)
+
+    async def stop(self) -> None:
+        """End what is under way, and write what is in memory."""
+        self._stopping = True
+        if self._loop.running and self._ended is not None:
+            self._loop.stop()
+            await self._ended
+            await self._attempt(self._write, True)
+
+    async def events(
+        self, agent_id: str, offset: int, limit: int
+    ) -> tuple[int, list[HostEvent]] | None:
+        """A page of a host's events, the newest first, and their number; None if never reported."""
+        return await self._store.read(
+            _events, agent_id, self._ring, self._wall() - self._event_seconds, offset, limit
+        )
+
+    async def figures(self, agent_id: str, start: float, end: float, step: int) -> list[Rollup]:
+        """A host's figures from ``start`` to ``end``, in steps of ``step`` seconds at least.
+
+        Those of five minutes, as far back as they are kept; else those of an hour.
+        """
+        now = self._wall()
+        fine = start >= now - self._fine_seconds and step < COARSE_SECONDS
+        span = FINE_SECONDS if fine else COARSE_SECONDS
+        kept = self._fine_seconds if fine else self._coarse_seconds
+        first = int(max(start, now - kept))
+        stretches = range(first - first % span, int(min(end, now)) + 1, span)
+        found = await self._store.read(rollups_of, agent_id, span, stretches)
+        step = -(-step // span) * span
+        steps: dict[int, list[Rollup]] = {}
+        for each in found:
+            steps.setdefault(each.began - each.began % step, []).append(each)
+        return [joined(agent_id, began, several) for began, several in steps.items()]
+
+    async def _round(self) -> None:
+        await self._attempt(self._write, False)
+        await self._attempt(self._roll_up)
+        await self._attempt(self._forget)
+
+    async def _attempt(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        try:
+            await work(*arguments)
+        except StoreError as error:
+            self.log.warn("history waits: {error}", error=error)
+        except Exception:  # a LoopingCall ends for good at the first error
+            self.log.failure("history failed; trying on")
+
+    async def _write(self, everything: bool) -> None:
+        """Store what is over; what cannot be stored is lost, so that memory stays bounded."""
+        over = self._figures.over(self._wall(), everything=everything)
+        for start in range(0, len(over), ROWS_PER_WRITE):
+            some = over[start : start + ROWS_PER_WRITE]
+            await self._store.write(_keep, some)
+
+    async def _roll_up(self) -> None:
+        """Roll up hours that are over, one after another, from where some Manager was."""
+        if self._hour is None:
+            newest = await self._store.read(newest_stretch, COARSE_SECONDS)
+            # The newest may have been cut off in the middle; what is done is not done twice.
+            past = self._wall() - self._fine_seconds
+            earliest = int(past - past % COARSE_SECONDS) + COARSE_SECONDS
+            self._hour = max(newest or 0, earliest)
+        while self._hour + COARSE_SECONDS + FINE_SECONDS + 2 * LATE_SECONDS <= self._wall():
+            last: str | None = ""
+            while last is not None:
+                if self._stopping:
+                    return
+                last = await self._store.write(
+                    join_stretches, last, HOSTS_PER_STEP, SPANS, self._hour
+                )
+            self._hour += COARSE_SECONDS
+
+    async def _forget(self) -> None:
+        now = self._wall()
+        for span, seconds in zip(SPANS, (self._fine_seconds, self._coarse_seconds), strict=True):
+            await self._until_none(forget_figures, span, now - seconds)
+        await self._until_none(forget_events, now - self._event_seconds)
+
+    async def _until_none(self, forget: Callable[..., int], *arguments: float) -> None:
+        while not self._stopping:
+            if await self._store.write(forget, *arguments, ROWS_PER_WRITE) < ROWS_PER_WRITE:
+                return
