@@ -3,8 +3,9 @@
 Source: docs/protocol.md, "AgentCenter API".
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Any, Final
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
@@ -15,9 +16,9 @@ from elkeid.agentcenter.configs import ConfigState
 from elkeid.agentcenter.gateway import Gateway
 from elkeid.agentcenter.heartbeats import plugin_info
 from elkeid.agentcenter.table import Agent
-from elkeid.web.answers import CodeEnvelope, Enveloped, encode_json
+from elkeid.web.answers import JSON_TYPE, CodeEnvelope, Enveloped, FileAnswer, Pieces, encode_json
 from elkeid.web.refusals import AuthenticationFailed, ParameterInvalid
-from elkeid.web.routes import AuthKind, Call, Routes
+from elkeid.web.routes import AuthKind, Call, MiB, Routes
 
 ENVELOPE = CodeEnvelope(
     messages={0: "success", 1: "auth failed", 2: "param invalid", 3: "some errors occurred"},
@@ -25,12 +26,15 @@ ENVELOPE = CodeEnvelope(
     other=3,
 )
 
-SLICE = 50
-"""Agents put into JSON in one reactor turn: about 5 ms of work."""
+SLICE_SECONDS: Final = 0.01
+"""Of putting agents into JSON in one reactor turn."""
+
+STATUS_BYTES: Final = 2 * MiB
+"""Of one answer to a Manager that knows cursors, beyond its first agent: 500 usual agents."""
 
 
 class StatQuery(msgspec.Struct):
-    """Query of ``GET /conn/stat``; ``since`` is the cursor of an earlier answer."""
+    """Query of ``GET /conn/stat``; ``since`` is the cursor of an earlier answer, or empty."""
 
     since: str | None = None
 
@@ -91,18 +95,46 @@ class ConnectionRoutes:
         summary="Status of every connected agent, or of those that changed since a cursor",
     )
     async def stat(self, call: Call[StatQuery, None]) -> object:
-        """``complete`` tells whether ``data`` is everybody; else only what changed."""
-        changes = self._gateway.table.changes(call.query.since)
-        beside = {"cursor": changes.cursor, "gone": changes.gone, "complete": changes.complete}
-        return Enveloped(await self._encoded(changes.agents), beside)
+        """``complete`` tells whether ``data`` is everybody; else only what changed.
 
-    async def _encoded(self, agents: Iterable[Agent]) -> msgspec.Raw:
+        With ``since``, even an empty one, an answer is bounded: ``more`` tells that the next one
+        goes on where it ends. Without, it is everybody, however many.
+        """
+        changes = self._gateway.table.changes(call.query.since)
+        bounded = call.query.since is not None
+        parts = await self._encoded(changes.agents, STATUS_BYTES if bounded else inf)
+        more = len(parts) < len(changes.agents)
+        beside = {
+            "cursor": changes.cursor_after(len(parts)) if more else changes.cursor,
+            "gone": changes.gone,
+            "complete": changes.complete,
+            "more": more,
+        }
+        if bounded:
+            return Enveloped(msgspec.Raw(b"[" + b",".join(parts) + b"]"), beside)
+        whole = encode_json(ENVELOPE.success(msgspec.Raw(b"[]"), beside))
+        head, tail = whole.split(b"[]", 1)
+        for number in range(1, len(parts)):
+            parts[number] = b"," + parts[number]
+        pieces = [head, b"[", *parts, b"]", tail]
+        size = sum(len(piece) for piece in pieces)
+        return FileAnswer(Pieces(pieces), size, {"content-type": JSON_TYPE})
+
+    async def _encoded(self, agents: Sequence[Agent], most: float) -> list[bytes]:
+        """The first of these agents in JSON, up to so many bytes beyond the first one's."""
         parts: list[bytes] = []
-        for number, agent in enumerate(agents, 1):
-            parts.append(encode_json(status_of(agent)))
-            if number % SLICE == 0:
+        size, monotonic = 0, self._gateway.monotonic
+        until = monotonic() + SLICE_SECONDS
+        for agent in agents:
+            part = encode_json(status_of(agent))
+            if parts and size + len(part) > most:
+                break
+            parts.append(part)
+            size += len(part)
+            if monotonic() > until:
                 await deferLater(self._clock, 0)
-        return msgspec.Raw(b"[" + b",".join(parts) + b"]")
+                until = monotonic() + SLICE_SECONDS
+        return parts
 
     @routes.get("/conn/list", answer=list[str], summary="Ids of the connected agents")
     async def ids(self, call: Call) -> object:

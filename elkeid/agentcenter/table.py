@@ -9,6 +9,7 @@ The table is ordered by change: what changed last stands last, so that a reader 
 cursor costs only what changed since.
 """
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -25,6 +26,8 @@ from elkeid.wire.rawdata import Header
 
 GONE_LIMIT = 100_000
 """Departures remembered for readers with a cursor; an older cursor gets everything."""
+
+_CURSOR = re.compile(r"([0-9a-f]+)-([0-9]{1,20})-([0-9]{1,20})\Z")
 
 
 class Holder(Protocol):
@@ -96,12 +99,19 @@ class Changes:
     """What a reader of the table gets.
 
     ``complete`` tells that ``agents`` is the whole table, so that ids missing from it are gone.
+    ``changes`` has the number of each one's last change, ``cursor`` is for who reads them all.
     """
 
     agents: list[Agent]
+    changes: list[int]
     gone: list[str]
     cursor: str
     complete: bool
+
+    def cursor_after(self, count: int) -> str:
+        """The cursor for who reads only the first ``count`` of ``agents``, at least one."""
+        run, _, departures = self.cursor.split("-")
+        return f"{run}-{self.changes[count - 1]}-{departures}"
 
 
 class AgentTable:
@@ -240,27 +250,43 @@ class AgentTable:
         return None
 
     def changes(self, cursor: str | None) -> Changes:
-        """What changed since ``cursor``; everything for a cursor that is not of this process."""
-        now = f"{self._run}-{self._change}"
+        """What changed since ``cursor``; everything for a cursor that is not of this process.
+
+        A cursor has two places in the sequence of changes: up to where agents are known, and
+        up to where departures are.
+        """
+        now = f"{self._run}-{self._change}-{self._change}"
         since = self._since(cursor)
         if since is None:
-            return Changes(list(self._agents.values()), [], now, complete=True)
+            everybody = list(self._agents.values())
+            changes = [agent.change for agent in everybody]
+            return Changes(everybody, changes, [], now, complete=True)
+        known, departures = since
         agents = []
         for agent in reversed(self._agents.values()):
-            if agent.change <= since:
+            if agent.change <= known:
                 break
             agents.append(agent)
+        agents.reverse()
         gone = []
         for change, agent_id in reversed(self._gone):
-            if change <= since:
+            if change <= departures:
                 break
             if agent_id not in self._agents:
                 gone.append(agent_id)
-        return Changes(agents[::-1], list(dict.fromkeys(reversed(gone))), now, complete=False)
+        return Changes(
+            agents,
+            [agent.change for agent in agents],
+            list(dict.fromkeys(reversed(gone))),
+            now,
+            complete=False,
+        )
 
-    def _since(self, cursor: str | None) -> int | None:
-        run, _, number = (cursor or "").partition("-")
-        if run != self._run or not number.isascii() or not number.isdigit() or len(number) > 20:
+    def _since(self, cursor: str | None) -> tuple[int, int] | None:
+        match = _CURSOR.match(cursor or "")
+        if match is None or match[1] != self._run:
             return None
-        since = int(number)
-        return since if self._forgotten <= since <= self._change else None
+        known, departures = int(match[2]), int(match[3])
+        if known <= departures <= self._change and self._forgotten <= departures:
+            return known, departures
+        return None

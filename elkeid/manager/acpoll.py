@@ -28,7 +28,7 @@ CALL_SECONDS = 15.0
 """For one answer; 10,000 agents are some 50 MB."""
 
 ANSWER_BYTES = 256 << 20
-"""Of one answer: 50,000 agents."""
+"""Of one answer: 50,000 agents of an AC that knows no cursor; others answer in parts."""
 
 WHOLE_SECONDS = 180.0
 """Pause for an AC that knows no cursor and sends everything each time: upstream's own pace."""
@@ -74,7 +74,10 @@ class PollState:
 
 
 class StatAnswer(msgspec.Struct):
-    """Body of ``GET /conn/stat``. Upstream's has no ``cursor`` and is always complete."""
+    """Body of ``GET /conn/stat``. Upstream's has no ``cursor`` and is always complete.
+
+    One with ``more`` goes on in the answer to its cursor, and is complete together with it.
+    """
 
     code: int
     msg: str = ""
@@ -82,6 +85,7 @@ class StatAnswer(msgspec.Struct):
     cursor: str | None = None
     gone: list[str] | None = None
     complete: bool | None = None
+    more: bool | None = None
 
 
 class AcPoller:
@@ -110,7 +114,8 @@ class AcPoller:
     ) -> None:
         self._clock, self._http, self._agents, self._metrics = clock, http, agents, metrics
         self.source, self._poll_seconds = source, poll_seconds
-        self._cursor: str | None = None
+        self._cursor = ""  # an empty one says that we know what to do with cursors
+        self._present: set[str] | None = None  # who is there, while everybody is being told
         self._stopped = False
         self._forgotten = True  # nobody is known to be connected
         self.silent_since = clock.seconds()
@@ -152,11 +157,10 @@ class AcPoller:
             self._next = self._clock.callLater(pause, self.start)
 
     async def _poll(self) -> float:
-        asked = self._cursor
         self._call = Deferred.fromCoroutine(
             self._http.get(
                 f"https://{self.source}/conn/stat",
-                None if asked is None else {"since": asked},
+                {"since": self._cursor},
                 seconds=CALL_SECONDS,
                 limit=ANSWER_BYTES,
             )
@@ -171,14 +175,22 @@ class AcPoller:
         self.skew = reply.skew or 0.0
         skew = self.skew if abs(self.skew) >= SKEW_SECONDS else 0.0
         applied, ids = await self._agents.apply(self.source, answer.data or [], skew)
-        if answer.cursor is None or asked is None or answer.complete:
-            await self._agents.keep_only(self.source, ids)
+        if answer.cursor is None or answer.complete:
+            self._present = set()
+        if self._present is not None:
+            self._present.difference_update(answer.gone or ())
+            self._present.update(ids)
+            if not answer.more:
+                await self._agents.keep_only(self.source, self._present)
+                self._present = None
         elif answer.gone:
             await self._agents.left(self.source, answer.gone)
         # Only now: what could not be stored is asked for again.
         known = answer.cursor is not None and len(answer.cursor) <= CURSOR_CHARACTERS
-        self._cursor = answer.cursor if known else None
+        self._cursor = answer.cursor if known and answer.cursor else ""
         self._worked(applied)
+        if known and answer.more:
+            return 0.0
         return self._poll_seconds if known else max(self._poll_seconds, WHOLE_SECONDS)
 
     def _worked(self, applied: Applied) -> None:
@@ -203,7 +215,7 @@ class AcPoller:
             await self._agents.forget(self.source)
         except StoreError:
             return  # next time
-        self._forgotten, self._cursor = True, None
+        self._forgotten, self._cursor = True, ""
 
 
 class AcPoll:

@@ -1,7 +1,7 @@
 """What goes back to a client: whole answers, and the envelopes of the HTTP faces."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from attrs import Factory, frozen
@@ -46,6 +46,39 @@ class Enveloped:
     headers: Mapping[str, str] = Factory(dict)
 
 
+class Source(Protocol):
+    """As much of a file as is needed to send it."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+
+
+class Pieces:
+    """Bytes in many pieces that are read as one file, without joining them before."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._held = b""
+
+    def read(self, size: int, /) -> bytes:
+        """See `Source`."""
+        held = [self._held]
+        got = len(self._held)
+        while got < size and (piece := next(self._pieces, None)) is not None:
+            held.append(piece)
+            got += len(piece)
+        data = b"".join(held)
+        self._held = data[size:]
+        return data[:size]
+
+    def close(self) -> None:
+        """See `Source`."""
+        self._pieces, self._held = iter(()), b""
+
+
 @frozen
 class FileAnswer:
     """A file as the whole answer, sent as fast as the client takes it.
@@ -56,7 +89,7 @@ class FileAnswer:
         headers: more headers; ``content-type`` among them.
     """
 
-    file: IO[bytes]
+    file: Source
     size: int
     headers: Mapping[str, str] = Factory(dict)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,6 +22,7 @@ from elkeid.web.answers import (
     Enveloped,
     EventStream,
     FileAnswer,
+    Source,
     encode_json,
 )
 from elkeid.web.refusals import (
@@ -253,7 +254,7 @@ class Api(Resource):
 class _FileProducer:
     """Writes a file to a request for as long as the client takes it."""
 
-    def __init__(self, request: Request, file: IO[bytes]) -> None:
+    def __init__(self, request: Request, file: Source) -> None:
         self._request, self._file = request, file
         self._paused = self._over = False
 

@@ -8,7 +8,9 @@ from prometheus_client import CollectorRegistry
 from treq.testing import StubTreq
 from twisted.trial.unittest import SynchronousTestCase
 
-from elkeid.agentcenter.api import ENVELOPE, SLICE, ConnectionRoutes
+from elkeid.agentcenter import api as api_module
+from elkeid.agentcenter.api import ENVELOPE, ConnectionRoutes
+from elkeid.web.answers import encode_json
 from elkeid.web.api import Api
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
@@ -112,9 +114,29 @@ class ApiTests(SynchronousTestCase):
         self.assertEqual(changed["gone"], ["a1"])
         self.assertTrue(self.get("/conn/stat", "since=of-another-process")[1]["complete"])
 
+    def test_parts(self) -> None:
+        """With ``since`` an answer is bounded, and its cursor goes on where it ends."""
+        for name in "abcde":
+            self.join(name)
+        size = len(encode_json(self.get("/conn/stat")[1]["data"][0]))
+        self.patch(api_module, "STATUS_BYTES", size * 5 // 2)
+        told, cursor, completes, mores = [], "", [], []
+        for _ in range(3):
+            answer = self.get("/conn/stat", f"since={cursor}")[1]
+            told.append([each["agent_info"]["agent_id"] for each in answer["data"]])
+            cursor = answer["cursor"]
+            completes.append(answer["complete"])
+            mores.append(answer["more"])
+        self.assertEqual(told, [["a", "b"], ["c", "d"], ["e"]])
+        self.assertEqual((completes, mores), ([True, False, False], [True, True, False]))
+        whole = self.get("/conn/stat")[1]
+        self.assertEqual((len(whole["data"]), whole["more"], whole["complete"]), (5, False, True))
+        self.patch(api_module, "STATUS_BYTES", 1)  # one at least, however large
+        self.assertEqual(len(self.get("/conn/stat", "since=")[1]["data"]), 1)
+
     def test_large_answers_yield(self) -> None:
         """A fleet's status is put together over several reactor turns, and is whole."""
-        count = SLICE * 2 + 1
+        count = 101
         for number in range(count):
             self.join(f"a{number:03}", f"10.0.1.{number}")
         data = self.get("/conn/stat")[1]["data"]

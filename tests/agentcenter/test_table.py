@@ -140,13 +140,34 @@ def test_agent_that_left_and_came_back_is_not_gone() -> None:
     assert ([a.agent_id for a in changed.agents], changed.gone) == (["a"], [])
 
 
+def test_everybody_in_parts() -> None:
+    """A reader of parts gets everybody, and who changed or left meanwhile, by the last one."""
+    agents = table()
+    streams = {name: Stream(name) for name in "abcd"}
+    for name, stream in streams.items():
+        agents.claim(name, stream, 1)
+    agents.release("b", streams["b"], 1)
+    first = agents.changes("")
+    assert (first.complete, [a.agent_id for a in first.agents]) == (True, ["a", "c", "d"])
+    cursor = first.cursor_after(1)
+    for name in "ac":
+        agents.release(name, streams[name], 2)
+    agents.claim("e", Stream("e"), 2)
+    second = agents.changes(cursor)
+    assert not second.complete
+    assert ([a.agent_id for a in second.agents], second.gone) == (["d", "e"], ["a", "c"])
+    third = agents.changes(second.cursor_after(1))
+    assert ([a.agent_id for a in third.agents], third.gone) == (["e"], [])
+
+
 def test_unknown_cursor_gets_everything() -> None:
     """A cursor of another process, of the future or of nonsense is no cursor."""
     agents = table()
     agents.claim("a", Stream("a"), 1)
     cursor = agents.changes(None).cursor
     run = cursor.partition("-")[0]
-    for odd in ("", "x", f"{run}-", f"{run}-99", f"{run}--1", f"{run}-1e3", "0-1", "-", run):
+    tails = ("", "-", "-1", "-99-99", "-2-1", "--1-1", "-1e3-1", "-1-1-1", "-1-1 ")
+    for odd in ("", "x", "0-1-1", *(run + tail for tail in tails)):
         assert agents.changes(odd).complete, odd
 
 
@@ -220,6 +241,16 @@ class TableMachine(RuleBasedStateMachine):
         self.seen = (self.seen - set(changes.gone)) | ids
         self.cursor = changes.cursor
         assert self.seen == set(self.held)
+
+    @rule(data=st.data())
+    def read_some(self, data: st.DataObject) -> None:
+        changes = self.table.changes(self.cursor)
+        assert not changes.complete
+        count = data.draw(st.integers(0, len(changes.agents)))
+        ids = {agent.agent_id for agent in changes.agents[:count]}
+        self.seen = (self.seen - set(changes.gone)) | ids
+        if count:
+            self.cursor = changes.cursor_after(count)
 
     @invariant()
     def holders_agree(self) -> None:

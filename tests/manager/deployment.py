@@ -156,6 +156,8 @@ class ScriptedAc:
         self.answer: Answer | None = None
         self.slow = False
         self.ahead = 0
+        self.part = 0  # entries of one answer; 0: all
+        self.told: Callable[[], None] = lambda: None  # called at each question
         self.asked: list[str] = []  # cursors
         self.refreshed: list[list[str] | None] = []  # whose tags changed
         self._run, self._change = 1, 0
@@ -182,6 +184,7 @@ class ScriptedAc:
     async def stat(self, call: Call[Since]) -> object:
         """What changed since a cursor of this run, or everything."""
         self.asked.append(call.query.since)
+        self.told()
         call.answer_headers["date"] = formatdate(self.network.wall() + self.ahead, usegmt=True)
         if self.slow:
             await Deferred()
@@ -191,17 +194,23 @@ class ScriptedAc:
         if not self.cursors:
             return Answer(200, body | {"data": list(self.agents.values())})
         since = -1
-        run, _, number = call.query.since.partition("-")
+        left = 0
+        run, _, place = call.query.since.partition("-")
         if run == str(self._run):
-            since = int(number)
+            number, _, departures = place.partition("-")
+            since, left = int(number), int(departures)
+        fresh = [k for k, at in self._changed.items() if at > since]
+        told = fresh[: self.part or None]
+        upto = self._change if told == fresh else self._changed[told[-1]]
         return Answer(
             200,
             body
             | {
-                "data": [self.agents[k] for k, at in self._changed.items() if at > since],
-                "gone": [k for k, at in self._gone.items() if at > since >= 0],
+                "data": [self.agents[k] for k in told],
+                "gone": [k for k, at in self._gone.items() if at > left] if since >= 0 else [],
                 "complete": since < 0,
-                "cursor": f"{self._run}-{self._change}",
+                "more": told != fresh,
+                "cursor": f"{self._run}-{upto}-{self._change}",
             },
         )
 

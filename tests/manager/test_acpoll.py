@@ -48,7 +48,7 @@ class FreshnessTests(_Case):
         ac = self.deployment.ac()
         self.network.advance(10)
         self.assertEqual(ac.asked[0], "")
-        self.assertEqual(set(ac.asked[1:]), {"1-0"})
+        self.assertEqual(set(ac.asked[1:]), {"1-0-0"})
 
     def test_ac_without_cursors(self) -> None:
         """An upstream AC is asked for everything, at upstream's pace."""
@@ -103,6 +103,46 @@ class FreshnessTests(_Case):
             ac.beat(f"a-{number}")
         self.network.advance(5)
         self.assertEqual(self.deployment.status(self.token)["total"], count)
+
+    def test_everybody_in_parts(self) -> None:
+        """Parts follow each other at once; who is in none of them is not connected any more."""
+        ac = self.deployment.ac()
+        for name in "abcdefg":
+            ac.beat(name)
+        self.network.advance(5)
+        ac.restart()
+        for name in "abcdf":
+            ac.beat(name)
+        ac.part = 2
+        ac.asked.clear()
+        self.network.advance(2.5)
+        self.assertEqual(len(ac.asked), 3)
+        found = {name: each["connected"] for name, each in self.known().items()}
+        self.assertEqual([name for name, there in found.items() if there], list("abcdf"))
+        ac.lose("a")
+        for name in "bcd":
+            ac.beat(name, cpu=2)
+        ac.asked.clear()
+        self.network.advance(2.5)
+        self.assertEqual(len(ac.asked), 2)
+        known = self.known()
+        self.assertEqual([known[name].get("cpu") for name in "bcdf"], [2, 2, 2, None])
+        self.assertFalse(known["a"]["connected"])
+
+    def test_who_leaves_while_everybody_is_told(self) -> None:
+        """One that was told in an early part, and left since, is not connected."""
+        ac = self.deployment.ac()
+        self.network.advance(5)
+        ac.restart()
+        for name in "abcd":
+            ac.beat(name)
+        ac.part = 2
+        stat = ac.asked
+        stat.clear()
+        ac.told = lambda: ac.lose("a") if len(stat) == 2 else None
+        self.network.advance(2.5)
+        found = {name: each["connected"] for name, each in self.known().items()}
+        self.assertEqual(found, {"a": False, "b": True, "c": True, "d": True})
 
 
 class RestartTests(_Case):
