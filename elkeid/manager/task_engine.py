@@ -60,8 +60,8 @@ LOOK_SECONDS: Final = 1.0
 LEASE_SECONDS: Final = 30.0
 """A Manager that is silent for so long has stopped: what it was sending is taken over."""
 
-RENEW_SECONDS: Final = 5.0
-"""Between two renewals of leases."""
+RENEWALS: Final = 6
+"""Of a lease within its time: some may fail."""
 
 CLAIM: Final = 500
 """Subtasks of one claim: a transaction of some 30 ms."""
@@ -96,6 +96,7 @@ class EngineSettings:
     drop_hosts: int
     drop_seconds: float
     approval_hosts: int
+    lease_seconds: float = LEASE_SECONDS
 
 
 @define
@@ -157,7 +158,7 @@ class TaskEngine:
         self.owner = owner or token_hex(8)
         self._claimant = Claimant(
             owner=self.owner,
-            lease_seconds=LEASE_SECONDS,
+            lease_seconds=settings.lease_seconds,
             drop_hosts=settings.drop_hosts,
             drop_seconds=settings.drop_seconds,
         )
@@ -278,12 +279,12 @@ class TaskEngine:
         began = self._clock.seconds()
         mine = list(self._slices.values())
         held = await self._store.write(
-            renew_leases, [each.slice_id for each in mine], now, LEASE_SECONDS
+            renew_leases, [each.slice_id for each in mine], now, self._settings.lease_seconds
         )
-        self._renew_at = began + RENEW_SECONDS
+        self._renew_at = began + self._settings.lease_seconds / RENEWALS
         for each in mine:
             if each.slice_id in held:
-                each.safe_until = began + LEASE_SECONDS
+                each.safe_until = began + self._settings.lease_seconds
 
     def _attend(self, outlook: Outlook) -> None:
         number, row = outlook.number, outlook.row
@@ -410,9 +411,8 @@ class TaskEngine:
             returned=returned,
         )
         if claimed.slice_id is not None:
-            held = _Slice(
-                claimed.slice_id, worker.number, len(claimed.orders), began + LEASE_SECONDS
-            )
+            safe_until = began + self._settings.lease_seconds
+            held = _Slice(claimed.slice_id, worker.number, len(claimed.orders), safe_until)
             self._slices[held.slice_id] = held
             worker.under_way += len(claimed.orders)
             await self._begin(worker, held, claimed.orders, data)
