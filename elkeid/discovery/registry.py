@@ -515,7 +515,8 @@ class Registry:
 
     def _hear(self, lease: _Lease, seen: float, now: float) -> None:
         """Note a sign of life that says nothing new about the instance."""
-        lease.seen, lease.preserved = seen, False
+        # A peer may tell of a silence that is shorter, and still longer than a lease.
+        lease.seen, lease.preserved = seen, lease.preserved and now - seen > LEASE
         before, former = lease.record.status, lease.candidate
         self._age(lease, now)
         if lease.record.status != before:
@@ -557,6 +558,7 @@ class Registry:
         lease = _Lease(record, stamp, seen, green, zone, shown)
         if former is not None:
             lease.sources = former.sources
+            lease.preserved = former.preserved and now - seen > LEASE
             if seen - former.seen < SAME_REPORT:
                 shown.named = former.candidate.named
             self.digest.toggle(instance, former.stamp)

@@ -9,7 +9,14 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.discovery import registry as module
-from elkeid.discovery.registry import Record, RegistrationInvalid, Registry, RegistryFull
+from elkeid.discovery.registry import (
+    Fact,
+    Record,
+    RegistrationInvalid,
+    Registry,
+    RegistryFull,
+    Stamp,
+)
 
 WALL = 1_700_000_000
 
@@ -150,6 +157,19 @@ class RegistryTests(SynchronousTestCase):
                 self.assertEqual(registry.preserved(), {"svc": (2, 4)})
             gone += [(now, record.ip) for record in registry.sweep(now)]
         self.assertEqual(gone, [(260, "10.0.0.2"), (260, "10.0.0.3")])
+
+    def test_kept_while_a_peer_tells_of_silence(self) -> None:
+        """A shorter silence that is longer than a lease is no sign of life: it is only kept on."""
+        registry = make()
+        for number in range(3):
+            put(registry, f"10.0.0.{number}")
+        for now in range(120):
+            registry.sweep(now)
+        (record,) = [each for each in registry.records("svc", 119) if each.ip == "10.0.0.1"]
+        instance = ("svc", "10.0.0.1", 80)
+        for at, age, kept in ((1, 118.5, 3), (1 << 52, 118.2, 3), (1, 90, 2)):
+            registry.merge(Fact(instance, record, Stamp(at, "peer"), age), 119)
+            self.assertEqual(registry.preserved(), {"svc": (kept, 3)})
 
     def test_two_may_well_have_died(self) -> None:
         """Fewer than three, or no more than half, are dropped as any other."""
