@@ -431,7 +431,7 @@ class GatewayFigures:
     log_segments: Mapping[str, int]
     log_lost_records: Mapping[str, int]  # from the log's end, in crashes or power cuts
     log_failures: Mapping[tuple[str, str], int]  # by class and operation: write, sync
-    log_backlogs: Mapping[tuple[str, str], tuple[int, int, float]]
+    log_backlogs: Mapping[tuple[str, str], tuple[int, int, float, float]]
     """By reader and class: records, bytes on disk, age of the oldest in seconds."""
     log_free_bytes: int  # on the log's volume
     certificate_expiry: Mapping[str, float]  # file name -> unix seconds
@@ -512,6 +512,7 @@ class AgentCenterMetrics(FiguresCollector[GatewayFigures]):
                 ("records", "Records that a reader has before it"),
                 ("bytes", "Bytes on disk that a reader has before it"),
                 ("seconds", "Age of the oldest record that a reader has before it"),
+                ("room_seconds", "Until that one is deleted unread, at the rate of late"),
             )
         ):
             left = {key: each[index] for key, each in now.log_backlogs.items()}
@@ -738,6 +739,7 @@ class KafkaFigures:
     batches: int
     bytes: int  # on the wire
     batch_limit: int
+    outage_seconds: float  # since when Kafka has not taken all that is there; 0 while it does
     ack_bounds: tuple[float, ...]  # seconds
     ack_records: tuple[int, ...]  # in each bucket, one more than there are bounds
     ack_sum: float
@@ -754,6 +756,7 @@ class KafkaMetrics(FiguresCollector[KafkaFigures]):
             ("partitions_held", "Partitions whose records wait alone", now.held),
             ("lag_seconds", "Age of the oldest record read and not acknowledged", now.lag_seconds),
             ("batch_limit_bytes", "Largest batch that is made", now.batch_limit),
+            ("outage_seconds", "For how long records wait for Kafka; 0: none", now.outage_seconds),
         ):
             yield _gauge(f"elkeid_kafka_{name}", text, value)
         for name, text, label, counts in (

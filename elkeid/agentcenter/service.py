@@ -302,7 +302,10 @@ class AgentCenterRole:
                     self._reactor,
                     None if self._siblings is None else self._siblings.ask,
                 ),
-                Liveness(self._problems),
+                Liveness(
+                    self._problems,
+                    remarks=tuple if self._kafka is None else self._kafka.remarks,
+                ),
             ),
             {AuthKind.SIGNED: check},
         )

@@ -1,7 +1,8 @@
 """``elkeid ledger``: where every record went, told from the files of the event log."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import click
 import msgspec
 
 from elkeid.cli import Invocation
+from elkeid.config import EventLogSettings
 from elkeid.errors import OperatorError
 from elkeid.eventlog.backlog import NOTHING, Backlog, backlog
 from elkeid.eventlog.cursors import ClassCursor, read_cursors
+from elkeid.eventlog.files import FileOperations
 from elkeid.eventlog.ledger import Ledger, read_ledger
+from elkeid.eventlog.log import class_cap
+from elkeid.eventlog.packed import file_size
 from elkeid.eventlog.segment import list_segments
 from elkeid.wire.datatypes import RecordClass
 
@@ -37,7 +42,7 @@ def ledger(obj: Invocation, as_json: bool) -> None:
         directories = [data / "eventlog"]  # which read_ledger misses in a sentence
     try:
         found = sum_ledgers(read_ledger(each) for each in directories)
-        left = measure(directories, found)
+        left = measure(directories, obj.settings.eventlog)
     except OSError as error:
         raise OperatorError(f"{error.filename or data}: {error.strerror or error}") from error
     faults = imbalances(found)
@@ -89,26 +94,39 @@ def imbalances(found: Ledger) -> list[str]:
     return faults
 
 
-def measure(directories: Iterable[Path], found: Ledger) -> dict[tuple[str, str], Backlog]:
+def measure(
+    directories: Sequence[Path], settings: EventLogSettings
+) -> dict[tuple[str, str], Backlog]:
     """What each reader has before it, by reader and class, all logs together."""
     total: dict[tuple[str, str], Backlog] = {}
     now_ms = int(time.time() * 1000)
     for directory in directories:
         cursors, _ = read_cursors(directory)
         own = read_ledger(directory)
+        free = FileOperations().space(directory).free
         for each in RecordClass:
             folder = directory / each.label
             names, end = list_segments(folder), own[each.label]["appended"]
+            sizes = sum(_size(folder / str(name)) for name in names)
+            cap = class_cap(settings, each, free, sizes, len(directories))
             for name, cursor in cursors.items():
                 place = cursor.classes.get(each.label, ClassCursor())
-                more = backlog(folder, names, end, place, now_ms)
+                more = backlog(folder, names, end, place, now_ms=now_ms, cap_bytes=cap)
                 had = total.get((name, each.label), NOTHING)
                 total[name, each.label] = Backlog(
                     had.records + more.records,
                     had.bytes + more.bytes,
                     max(had.seconds, more.seconds),
+                    min(had.room_seconds, more.room_seconds),
                 )
     return total
+
+
+def _size(path: Path) -> int:
+    try:
+        return file_size(path)
+    except FileNotFoundError:  # deleted meanwhile
+        return 0
 
 
 def table(found: Ledger, left: dict[tuple[str, str], Backlog]) -> list[str]:
@@ -130,6 +148,8 @@ def table(found: Ledger, left: dict[tuple[str, str], Backlog]) -> list[str]:
             note = ""
             if reader["waiting"]:
                 note = f"   {waiting.bytes / 2**20:,.1f} MiB, {waiting.seconds / 60:.1f} min late"
+                if isfinite(waiting.room_seconds):
+                    note += f", room for {waiting.room_seconds / 60:,.0f} min more"
             lines.append(_line("", "waiting", reader["waiting"]) + note)
     return lines
 

@@ -122,6 +122,29 @@ class LogStats:
     buffered_bytes: int
 
 
+def class_cap(
+    settings: EventLogSettings, record_class: RecordClass, free: int, own: int, sharers: int = 1
+) -> int:
+    """What the segments of a class may take.
+
+    Args:
+        settings: section ``[eventlog]``.
+        record_class: which one it is.
+        free: bytes free on the volume.
+        own: bytes that the log's telemetry takes already: they count as free, or the cap would
+            shrink at every start.
+        sharers: processes with a log of their own on the volume.
+    """
+    if record_class is RecordClass.CONTROL:
+        return settings.control_cap_bytes
+    if record_class is RecordClass.LOGS:
+        return settings.logs_cap_bytes
+    if settings.telemetry_cap_bytes is not None:
+        return settings.telemetry_cap_bytes
+    cap = min((free + own * sharers) // 2, MAX_TELEMETRY_CAP_BYTES)
+    return max(cap // sharers, 16 * MiB)
+
+
 class EventLog:
     """Appends records, so that what was committed survives ``kill -9`` of this process.
 
@@ -252,17 +275,8 @@ class EventLog:
             self._logs[-1].write_state()
 
     def _cap(self, record_class: RecordClass, recovered: Recovered) -> int:
-        settings = self._settings
-        if record_class is RecordClass.CONTROL:
-            return settings.control_cap_bytes
-        if record_class is RecordClass.LOGS:
-            return settings.logs_cap_bytes
-        if settings.telemetry_cap_bytes is not None:
-            return settings.telemetry_cap_bytes
-        # What the log has already counts as free, or the cap would shrink at every start.
         own = sum(segment.size for segment in recovered.sealed) + recovered.active_size
-        cap = min((self._space.free + own * self._sharers) // 2, MAX_TELEMETRY_CAP_BYTES)
-        return max(cap // self._sharers, 16 * MiB)
+        return class_cap(self._settings, record_class, self._space.free, own, self._sharers)
 
     def _begin_readers(self, oldest: dict[str, int], now_ms: int) -> None:
         """In a thread: give readers of the settings a place, so that it holds segments back."""
@@ -519,7 +533,9 @@ class EventLog:
             names, end = list_segments(log.directory), log.state.next_offset
             for name, cursor in cursors.items():
                 place = cursor.classes.get(label, ClassCursor())
-                found[name, label] = backlog(log.directory, names, end, place, now_ms)
+                found[name, label] = backlog(
+                    log.directory, names, end, place, now_ms=now_ms, cap_bytes=log.cap_bytes
+                )
         return found
 
     def _apply(self, chores: _Chores) -> None:

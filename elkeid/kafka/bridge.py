@@ -139,8 +139,20 @@ class BridgeFigures:
     batches: int = 0
     bytes: int = 0  # on the wire
     batch_limit: int = BATCH_BYTES
+    outage: str = ""  # why Kafka does not take all that is there; empty while it does
+    outage_since: float = 0.0  # monotonic seconds
     ack_seconds: list[int] = field(factory=lambda: [0] * (len(ACK_BUCKETS) + 1))  # records
     ack_sum: float = 0.0
+
+    def note_outage(self, reason: str, now: float) -> None:
+        """Records wait for Kafka."""
+        if not self.outage:
+            self.outage_since = now
+        self.outage = reason
+
+    def outage_seconds(self, now: float) -> float:
+        """For how long they have waited; 0 while all is well."""
+        return max(0.0, now - self.outage_since) if self.outage else 0.0
 
 
 class Place:
@@ -422,7 +434,9 @@ class Session:
             if isinstance(error, kafka.errors.KafkaError) and error.retriable:
                 slot.backoff = first
             slot.not_before = now + slot.backoff
-            self._say(reason, f"partition {slot.partition}: {_words(error)}; it is sent again")
+            text = f"partition {slot.partition}: {_words(error)}; it is sent again"
+            self._figures.note_outage(text, now)
+            self._say(reason, text)
         slot.put_back()
 
     def _set_aside(
@@ -489,31 +503,42 @@ class Session:
             figures.set_aside[label] = feed.place.set_aside
 
     def _look(self, now: float) -> None:
-        """Say why batches are not acknowledged, if any wait for long."""
+        """Say why batches are not acknowledged, if any wait for long, and when that is over."""
         self._look_at = now + 1.0
         self._update_figures(now)
+        slots = [slot for feed in self.feeds for slot in feed.slots.values()]
         slow = {
             slot.partition
-            for feed in self.feeds
-            for slot in feed.slots.values()
+            for slot in slots
             if slot.batch is not None and now - slot.sent_at > SLOW_SECONDS
         }
         if not slow:
+            # A new connection is no proof: what had to wait must have been taken, or be no more.
+            figures = self._figures
+            if figures.outage and not any(slot.backoff for slot in slots):
+                last = max((slot.progress_at for slot in slots), default=0.0)
+                if last > figures.outage_since or not any(slot.owed for slot in slots):
+                    waited = figures.outage_seconds(now)
+                    figures.outage = ""
+                    self._say("back", f"records are taken again, after {waited:.0f} s without")
             return
         producer = self._producer
         leaderless = sorted(each for each in slow if not producer.has_leader(each))
         if problem := producer.authentication_problem():
-            self._say("authentication", f"the brokers refuse us: {problem}; {_CREDENTIALS}")
+            kind, text = "authentication", f"the brokers refuse us: {problem}; {_CREDENTIALS}"
         elif leaderless:
-            self._say("leader", f"partitions {leaderless} have no leader; their records wait")
+            kind, text = "leader", f"partitions {leaderless} have no leader; their records wait"
         else:
-            self._say(
-                "slow",
+            kind = "slow"
+            text = (
                 f"no answer from the brokers for partitions {sorted(slow)}: records wait in the "
-                "event log until Kafka takes them",
+                "event log until Kafka takes them"
             )
+        self._figures.note_outage(text, now)
+        self._say(kind, text)
 
 
+_GOOD_NEWS = ("ready", "back")
 _CREDENTIALS = "check kafka.sasl_username, kafka.sasl_password_file and kafka.sasl_mechanism"
 _NOT_AUTHORIZED = (
     "the brokers do not let this user write: grant Write and Describe on the topic and "
@@ -629,7 +654,7 @@ class Bridge:
                     if isinstance(error, OperatorError) and self._once:
                         raise
                     wait = min(max(BACKOFF_SECONDS[0], wait * 2), BACKOFF_SECONDS[1])
-                    self._say("connect", f"{_words(error)}; records wait in the event log")
+                    self._outage("connect", f"{_words(error)}; records wait in the event log")
                     self._pause(wait)
                     continue
                 wait = 0.0
@@ -657,7 +682,7 @@ class Bridge:
                 monotonic=self._monotonic,
                 wall=self._wall,
             )
-            self._say("ready", f"feeding topic {self._settings.topic}", error=False)
+            self._say("ready", f"feeding topic {self._settings.topic}")
             while not self._stopping:
                 wait = session.turn()
                 if self._once and session.drained:
@@ -693,9 +718,9 @@ class Bridge:
                 raise error
             topic = self._settings.topic
             if producer.unauthorized():
-                self._say("authorization", _NOT_AUTHORIZED)
+                self._outage("authorization", _NOT_AUTHORIZED)
             elif self._monotonic() - began > 5:
-                self._say("topic", f"topic {topic} does not exist: create it on the brokers")
+                self._outage("topic", f"topic {topic} does not exist: create it on the brokers")
             self._pause(0.1)
         return False
 
@@ -710,11 +735,15 @@ class Bridge:
     def _connect_library(self, retried: Callable[[], None]) -> Producer:
         return BatchProducer(connection_options(self._settings), self._settings.topic, retried)
 
-    def _say(self, kind: str, text: str, error: bool = True) -> None:
+    def _outage(self, kind: str, text: str) -> None:
+        self.figures.note_outage(text, self._monotonic())
+        self._say(kind, text)
+
+    def _say(self, kind: str, text: str) -> None:
         now = self._monotonic()
         if now - self._said.get(kind, -SAY_SECONDS) >= SAY_SECONDS:
             self._said[kind] = now
-            if error:
-                self.log.error("Kafka: {text}", text=text)
-            else:
+            if kind in _GOOD_NEWS:
                 self.log.info("Kafka: {text}", text=text)
+            else:
+                self.log.error("Kafka: {text}", text=text)

@@ -1,12 +1,16 @@
 """Packed segments: the same records, in less room, whatever happens while packing."""
 
 import random
+from math import inf
 from pathlib import Path
 
 import pytest
 
 from elkeid.config import MiB
+from elkeid.eventlog.backlog import Backlog, backlog
+from elkeid.eventlog.cursors import ClassCursor
 from elkeid.eventlog.files import FileOperations
+from elkeid.eventlog.format import SegmentName
 from elkeid.eventlog.ledger import read_ledger
 from elkeid.eventlog.packed import PIECE_BYTES, PackedFile, pack, packed_path, put_in_place
 from elkeid.eventlog.reader import LogReader
@@ -150,3 +154,22 @@ def test_reads_like_the_plain_file(tmp_path: Path, size: int) -> None:
         if at >= 0:
             assert source.pread(count, at) == data[at : at + count]
     source.close()
+
+
+def test_room_for_more_is_told_in_seconds(tmp_path: Path) -> None:
+    """Room is what the cap leaves at the rate of late; without a rate it is endless."""
+    folder = tmp_path / "telemetry"
+    folder.mkdir()
+    names = [SegmentName(base, (1_000_000 + at) << 20) for base, at in ((0, 0), (100, 50_000))]
+    for name in names:
+        (folder / str(name)).write_bytes(bytes(1000))
+    now = 1_000_000 + 100_000  # 2,000 bytes in 100 s
+
+    def measured(position: int, now_ms: int = now) -> Backlog:
+        place = ClassCursor(position=position)
+        return backlog(folder, names, 200, place, now_ms=now_ms, cap_bytes=11_000)
+
+    assert measured(0) == Backlog(200, 2000, 100.0, 450.0)
+    assert measured(150) == Backlog(50, 500, 25.0, 525.0)
+    assert measured(200).room_seconds == inf
+    assert measured(0, 1_000_000).room_seconds == inf

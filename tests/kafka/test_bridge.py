@@ -100,7 +100,7 @@ def test_failed_batch_goes_before_anything_newer(log: Log) -> None:
     run.turn(10, 0.2)
     assert cluster.values()[b"a"] == log.sent[RecordClass.TELEMETRY, b"a"]
     assert run.place.cursor.repeats == {"reset": 1}
-    assert len(run.said) == 1
+    assert [kind for kind, _ in run.said] == ["OutOfOrderSequenceNumber", "back"]
     run.stop()
 
 
@@ -260,6 +260,57 @@ def test_refusals_that_may_pass_are_waited_for(log: Log) -> None:
     assert cluster.values()[b"a"] == log.sent[RecordClass.TELEMETRY, b"a"]
     run.stop()
     assert run.place.cursor.repeats == {}
+
+
+def test_an_outage_is_told_from_its_begin_to_its_end(log: Log) -> None:
+    """Brokers that do not answer are an outage until what waited is taken."""
+    cluster = Cluster(verdict=lambda _p, _b: HOLD)
+    run = Run(log, cluster)
+    log.append(b"a", b"1")
+    run.turn(50)
+    assert not run.figures.outage
+    run.turn(100)
+    assert "no answer from the brokers" in run.figures.outage
+    run.turn(300)
+    assert run.figures.outage_seconds(run.now) > 20
+    assert "back" not in dict(run.said)
+    cluster.verdict = lambda _p, _b: None
+    cluster.release()
+    run.turn(20)
+    assert run.figures.outage_seconds(run.now) == 0
+    assert [text for kind, text in run.said if kind == "back"] == [
+        "records are taken again, after 34 s without"
+    ]
+    run.stop()
+
+
+def test_refused_partition_is_an_outage(log: Log) -> None:
+    """While one partition's records are refused it stays told, though others are taken."""
+    error = kafka.errors.NotEnoughReplicasError("x")
+    cluster = Cluster(verdict=lambda partition, _: error if partition == 1 else None)
+    run = Run(log, cluster)
+    for partition in range(4):
+        log.append(agent_of(partition), b"x")
+    run.turn(50)
+    assert "partition 1" in run.figures.outage
+    cluster.verdict = lambda _p, _b: None
+    run.turn(400)
+    assert not run.figures.outage
+    run.stop()
+
+
+def test_many_partitions_are_read_without_a_pause(tmp_path: Path) -> None:
+    """While there is more to read and room for it, a turn follows at once."""
+    log = Log(tmp_path / "log")
+    for number in range(400):
+        log.append(b"agent-%d" % (number % 64), bytes(10_000))
+    cluster = Cluster(64)
+    run = Run(log, cluster)
+    run.turn(1, seconds=0.0)
+    taken = sum(map(len, cluster.taken.values()))
+    assert run.session.turn() == 0.0
+    assert sum(map(len, cluster.taken.values())) == taken  # none has enough for a batch yet
+    run.stop()
 
 
 def test_control_does_not_wait_for_telemetry(log: Log) -> None:

@@ -64,3 +64,31 @@ def test_reader_is_implied_by_brokers(tmp_path: Path) -> None:
     with_brokers = parse({"kafka": {"brokers": ["127.0.0.1:9092"]}}, tmp_path)
     assert with_brokers.eventlog.readers == ("kafka",)
     assert parse({}, tmp_path).eventlog.readers == ()
+
+
+def test_remarks_while_kafka_is_away(tmp_path: Path) -> None:
+    """While Kafka is away the gateway's readiness names it, with what waits and room for more."""
+    now = [100.0]
+    log = Log(tmp_path / "log")
+    settings = KafkaSettings(brokers=("127.0.0.1:1",))
+    feed = KafkaFeed(
+        settings,
+        log.directory,
+        log.log,
+        CollectorRegistry(),
+        maybeDeferred,
+        monotonic=lambda: now[0],
+    )
+    assert feed.remarks() == []
+    log.append(b"a", *(bytes(500),) * 200)
+    log.clock.advance(11)
+    feed.bridge.figures.note_outage("no answer", 100.0)
+    now[0] += 90
+    (remark,) = feed.remarks()
+    assert remark.startswith(
+        "Kafka has not taken all records for 1.5 minutes: no answer; 200 records wait (0 MiB), "
+        "the event log has room for "
+    )
+    feed.bridge.failed = OSError("disk")
+    (remark,) = feed.remarks()
+    assert "bridge ended" in remark
