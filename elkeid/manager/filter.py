@@ -218,7 +218,7 @@ def _rule(path: Path, rule: RuleBody, place: str, zone: datetime.tzinfo | None) 
         equal = IsIn(path, tuple(value))
         return equal if name == "$in" else Not(equal)
     if name == "$regex":
-        return Matches(path, _pattern(value, place))
+        return Matches(path, pattern_at(value, place))
     if name == "$time":
         return _time_range(path, value, place, zone)
     if isinstance(value, list | dict):
@@ -226,7 +226,12 @@ def _rule(path: Path, rule: RuleBody, place: str, zone: datetime.tzinfo | None) 
     return Orders(path, _RELATIONS[name], value)
 
 
-def _pattern(value: Any, place: str) -> str:
+def pattern_at(value: Any, place: str) -> str:
+    """A regular expression that a request brought, checked.
+
+    Raises:
+        FilterError: it cannot be used; the text begins with ``place``.
+    """
     if not isinstance(value, str):
         raise FilterError(f"{place}: $regex needs a text")
     if len(value) > PATTERN_CHARACTERS:

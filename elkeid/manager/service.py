@@ -43,6 +43,7 @@ from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from elkeid.manager.syslog import AuditSyslog
 from elkeid.manager.task_api import TaskRoutes
+from elkeid.manager.task_api6 import AgentTaskRoutes
 from elkeid.manager.task_sending import PER_AC, HttpSender
 from elkeid.manager.tasks import make_tasks
 from elkeid.manager.uploads import Uploads
@@ -168,6 +169,7 @@ class ManagerRole:
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             ClusterRoutes(self._cluster),
             TaskRoutes(self.tasks, self.store),
+            AgentTaskRoutes(self.tasks, self.store),
             DownloadRoutes(self.uploads, self.hosts.exports),
             *self.hosts.groups(self.agents, self.tag_news),
             *inner,

@@ -28,6 +28,8 @@ from elkeid.manager.store.task_lists import (
 from elkeid.manager.store.task_work import CONFIG_TASK
 from elkeid.manager.store.tasks import Decided
 from elkeid.manager.task_bodies import (
+    BesideConfig,
+    BesideSubtasks,
     Controlled,
     ControlTask,
     Created,
@@ -220,6 +222,7 @@ class TaskRoutes:
         query=PageQuery,
         levels=AGENT_READERS,
         answer=list[dict[str, Any]],
+        beside=BesideSubtasks,
         summary="List the subtasks of a task",
     )
     async def list_subtasks(self, call: Call[PageQuery]) -> object:
@@ -269,6 +272,7 @@ class TaskRoutes:
         "/getConfig/<string:agent_id>",
         levels=AGENT_READERS,
         answer=list[dict[str, Any]],
+        beside=BesideConfig,
         summary="Show what one host shall run",
     )
     async def show_config(self, call: Call) -> object:

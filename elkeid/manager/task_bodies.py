@@ -9,7 +9,8 @@ import msgspec
 
 from elkeid.manager.config_api import CONFIG_ITEMS, ConfigItem
 from elkeid.manager.filter import FilterBody
-from elkeid.manager.task_selection import IDS_LIMIT, AgentId
+from elkeid.manager.selection import AgentId, HostSelector, Words
+from elkeid.manager.task_selection import IDS_LIMIT
 
 DATA_CHARACTERS = 3 << 20
 """Of a task's text; agents take no Command above 4 MiB, in which it stands in UTF-8."""
@@ -169,4 +170,84 @@ class Decision(msgspec.Struct):
     time: int
 
 
-AgentAction = Literal["agt_reboot", "agt_update"]
+class BesideSubtasks(msgspec.Struct):
+    """What stands beside a page of one task's subtasks."""
+
+    total: int
+    pages: int
+    page: int
+    page_size: int
+
+
+class BesideConfig(msgspec.Struct):
+    """Whether a host has a list of its own."""
+
+    own: bool
+
+
+class CreateAgentTask(HostSelector, kw_only=True):
+    """Body of v6's ``createAgentTask``."""
+
+    action: Literal["agt_reboot", "agt_update"]
+    task_name: _Name = ""
+    module_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class CreateRebootTask(HostSelector, kw_only=True):
+    """Body of v6's ``CreateRebootAgentTask``."""
+
+    task_name: _Name = ""
+
+
+class TaskListQuery(msgspec.Struct):
+    """Body of v6's ``getTaskList``; what is missing or empty asks for nothing."""
+
+    task_name: Annotated[str, msgspec.Meta(max_length=256)] = ""  # a regular expression
+    task_status: Words | None = None
+    action: Words | None = None
+    task_user: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    tag: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class ListedTask(msgspec.Struct):
+    """A task in v6's list."""
+
+    task_id: str
+    task_name: str
+    task_status: str
+    action: str
+    task_user: str
+    tag: str
+    id_count: int
+    sub_task_created: int
+    sub_task_running: int
+    sub_task_failed: int
+    sub_task_succeed: int
+    sub_task_cancelled: int
+    create_time: int
+    update_time: int
+
+
+class SubTaskListQuery(msgspec.Struct):
+    """Body of v6's ``getSubTaskList``."""
+
+    task_id: TaskId
+    status: Words | None = None
+    hostname: Annotated[str, msgspec.Meta(max_length=256)] = ""  # a regular expression
+
+
+class ListedSubtask(msgspec.Struct):
+    """A subtask in v6's list."""
+
+    task_id: str
+    agent_id: str
+    status: str
+    hostname: str
+    update_time: int
+
+
+class ErrorHosts(msgspec.Struct):
+    """Selected hosts, and how many of them a task would have to wait for."""
+
+    error_num: int
+    all_num: int

@@ -6,7 +6,6 @@ What selects nobody in particular selects nobody at all: a whole fleet is meant 
 Source: docs/tasks.md, "Whom a task is for".
 """
 
-import re
 from typing import Annotated, Any
 
 import msgspec
@@ -15,17 +14,15 @@ from elkeid.manager.filter import (
     EVERYTHING,
     FilterBody,
     IsIn,
-    Matches,
     Path,
     Some,
     Test,
     parse,
 )
+from elkeid.manager.selection import AgentId, HostConditions, conditions_test
 
 IDS_LIMIT = 200_000
 """Agents named one by one; a larger part of a fleet has a tag or a filter in common."""
-
-AgentId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
 class Selection(msgspec.Struct, omit_defaults=True):
@@ -37,6 +34,7 @@ class Selection(msgspec.Struct, omit_defaults=True):
     )
     filter: FilterBody | None = None
     all: bool = False
+    conditions: HostConditions | None = None
 
 
 def test_of(selection: Selection) -> Test | None:
@@ -55,14 +53,12 @@ def test_of(selection: Selection) -> Test | None:
         ways.append(IsIn(Path(("agent_id",)), tuple(dict.fromkeys(selection.id_list))))
     if wanted != EVERYTHING:
         ways.append(wanted)
+    common = conditions_test(selection.conditions or HostConditions())
+    if common != EVERYTHING:
+        ways.append(common)
     if not ways:
         return None
     return ways[0] if len(ways) == 1 else Some(tuple(ways))
-
-
-def starts_with(key: str, text: str) -> Matches:
-    """A test that a field begins with this text."""
-    return Matches(Path((key,)), "^" + re.escape(text))
 
 
 def shown(selection: Selection, limit: int) -> dict[str, Any]:
@@ -77,4 +73,7 @@ def shown(selection: Selection, limit: int) -> dict[str, Any]:
         "id_list": selection.id_list[:limit],
         "filter": None if selection.filter is None else msgspec.to_builtins(selection.filter),
         "all": selection.all,
+        "conditions": None
+        if selection.conditions is None
+        else msgspec.to_builtins(selection.conditions),
     }

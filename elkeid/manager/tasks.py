@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from elkeid.config import ManagerSettings
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.documents import Source
+from elkeid.manager.filter import Every, IsIn, Path
 from elkeid.manager.store.results import issue_tokens
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.task_lists import body_of, whereabouts
@@ -138,6 +139,18 @@ class Tasks:
         if not await self._engine.prepare(number, PREPARE_SECONDS):
             self._engine.wake()
         return Created(task_id, count, new.approval)
+
+    async def presence(self, selection: Selection) -> tuple[int, int]:
+        """How many hosts are selected, unknown ids too, and how many of them are not offline."""
+        test = test_of(selection)
+        fresh_since = self._wall() - self._defaults.offline_seconds
+        if test is None:
+            return 0, 0
+        online = Every((test, IsIn(Path(("agent_state",)), ("running", "abnormal"))))
+        there = await self._store.read(count_selected, online, fresh_since)
+        if selection.id_list:
+            return len(set(selection.id_list)), there
+        return await self._store.read(count_selected, test, fresh_since), there
 
     def _uploads(self, data: dict[str, Any]) -> bool:
         spec = data["task"]

@@ -8,7 +8,7 @@ import msgspec
 from attrs import frozen
 from sqlalchemy import ColumnElement, Connection, String, case, func, literal, select
 
-from elkeid.manager.filter import EVERYTHING, Test
+from elkeid.manager.filter import EVERYTHING, Matches, Path, Test
 from elkeid.manager.store.agents import IDS_PER_STATEMENT
 from elkeid.manager.store.results import ENDING_TYPES
 from elkeid.manager.store.schema import (
@@ -390,6 +390,57 @@ def _resends(connection: Connection, rows: Sequence[Any]) -> dict[tuple[int, str
                     {"time": each.at, "reason": each.reason}
                 )
     return found
+
+
+def listed_subtasks(
+    connection: Connection,
+    task_id: str,
+    states: Sequence[str],
+    hostname: str,
+    page: tuple[int, int],
+) -> Found | None:
+    """A page of one task's subtasks with their hosts' names; None if there is no such task.
+
+    Args:
+        connection: any.
+        task_id: the task.
+        states: only these; every state if there are none.
+        hostname: only of hosts whose name matches this RE2 pattern; empty for all hosts.
+        page: how many to pass over, and how many at most.
+    """
+    number = connection.execute(select(task.c.number).where(task.c.task_id == task_id)).scalar()
+    if number is None:
+        return None
+    joined = subtask.join(agent, subtask.c.agent_id == agent.c.agent_id, isouter=True)
+    condition: ColumnElement[bool] = subtask.c.task == number
+    if states:
+        condition &= subtask.c.status.in_(states)
+    if hostname:
+        test = Matches(Path(("hostname",)), hostname)
+        condition &= where(test, {"hostname": agent.c.hostname}, connection.dialect.name)
+    counted = joined if hostname else subtask
+    total = connection.execute(
+        select(func.count()).select_from(counted).where(condition)
+    ).scalar_one()
+    rows = connection.execute(
+        select(subtask.c.agent_id, subtask.c.status, agent.c.hostname, subtask.c.update_time)
+        .select_from(joined)
+        .where(condition)
+        .order_by(subtask.c.agent_id)
+        .offset(page[0])
+        .limit(page[1])
+    )
+    items = [
+        {
+            "task_id": task_id,
+            "agent_id": row.agent_id,
+            "status": row.status,
+            "hostname": row.hostname or "",
+            "update_time": row.update_time,
+        }
+        for row in rows
+    ]
+    return Found(total, items)
 
 
 def find_job(connection: Connection, job_id: str) -> Document | None:

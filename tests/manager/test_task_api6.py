@@ -1,0 +1,104 @@
+"""Tasks in v6's words."""
+
+from typing import Any
+
+from .task_case import TaskCase
+
+V6 = "/api/v6/agent"
+REBOOT = "/api/v6/component/CreateRebootAgentTask"
+
+
+class V6Tests(TaskCase):
+    def reboot(self, **body: Any) -> str:
+        """The id of a new task."""
+        task_id: str = self.post(REBOOT, body)["task_id"]
+        return task_id
+
+    def test_reboot(self) -> None:
+        """It is created, run by a number of hosts, and ends without an answer."""
+        for path, more in ((REBOOT, {}), (f"{V6}/createAgentTask", {"action": "agt_reboot"})):
+            created = self.post(path, {"id_list": ["a1", "a2"], "task_name": "x", **more})
+            self.assertEqual(created["count"], 2)
+            task_id = created["task_id"]
+            body = {"task_id": task_id, "action": "run", "run_number": 2, "concurrence": 10}
+            ran = self.post(f"{V6}/controlTask", body)
+            self.assertEqual((ran["taskID"], ran["id_count"]), (task_id, 2))
+            self.network.advance(3)
+            sent = self.commands.got[-1].command["task"]
+            self.assertEqual((sent["name"], sent["data_type"]), ("elkeid-agent", 1060))
+            found = self.deployment.call("GET", f"{V6}/getTask/{task_id}", token=self.token).data
+            self.assertEqual((found["task_status"], found["sub_task_succeed"]), ("finished", 2))
+
+    def test_nobody_in_particular_is_nobody(self) -> None:
+        """Empty lists and conditions select nobody, and none at all is refused."""
+        for nobody in ({"id_list": []}, {"conditions": {}}, {"conditions": {"tags": []}}):
+            self.assertEqual(self.post(REBOOT, nobody)["count"], 0, nobody)
+        self.assertEqual(self.post(REBOOT, {"all": True})["count"], 2)
+        self.assertEqual(self.post(REBOOT, {"conditions": {"hostname": "host-a1"}})["count"], 1)
+        self.refused(REBOOT, {}, 5)
+        self.refused(f"{V6}/createAgentTask", {"id_list": ["a1"], "action": ""}, 5)
+        update = {"id_list": ["a1"], "action": "agt_update", "module_id": "m"}
+        self.assertIn("no template", self.refused(f"{V6}/createAgentTask", update))
+
+    def test_lists(self) -> None:
+        """Tasks the newest first, by name, state, user and tag; subtasks with hosts' names."""
+        first = self.reboot(id_list=["a1", "a2"], task_name="night one")
+        self.network.advance(2)
+        second = self.reboot(id_list=["a1"], task_name="day")
+        other = self.create(id_list=["a1"], task_name="night scan", action="scan")
+
+        def ids(**body: Any) -> list[str]:
+            return [each["task_id"] for each in self.post(f"{V6}/getTaskList", body)]
+
+        self.assertEqual(ids(), [second, first])
+        self.assertEqual(ids(task_name="^night"), [first])
+        self.assertEqual(ids(action=["scan"]), [other])
+        self.assertEqual(ids(task_user="admin"), [second, first])
+        self.assertEqual(ids(task_user="nobody"), [])
+        self.assertEqual(ids(task_status=["finished"]), [])
+        self.refused(f"{V6}/getTaskList", {"task_name": "("}, 5)
+        path = f"{V6}/getSubTaskList"
+        rows = self.post(path, {"task_id": first, "hostname": "a2$"})
+        self.assertEqual([(r["agent_id"], r["hostname"]) for r in rows], [("a2", "host-a2")])
+        self.assertEqual(self.post(path, {"task_id": first, "status": ["failed"]}), [])
+        whole = self.deployment.call(
+            "POST", f"{path}?page_size=1&page=2", {"task_id": first}, token=self.token
+        ).json
+        self.assertEqual(whole["page_info"], {"total": 2, "page": 2, "page_size": 1})
+        self.assertEqual(whole["data"][0]["agent_id"], "a2")
+        self.refused(path, {"task_id": "x"})
+
+    def test_error_hosts(self) -> None:
+        """Offline and unknown ones are told apart from those that would get a task at once."""
+        path = f"{V6}/GetErrorHostNum"
+        for body, wanted in (
+            ({"id_list": ["a1", "x"]}, (1, 2)),
+            ({"conditions": {"hostname": "host-"}}, (0, 2)),
+            ({"conditions": {}}, (0, 0)),
+            ({"all": True}, (0, 2)),
+        ):
+            got = self.post(path, body)
+            self.assertEqual((got["error_num"], got["all_num"]), wanted, body)
+        self.network.advance(1)
+        self.refused(path, {}, 5)
+
+    def test_levels(self) -> None:
+        """Writers of agents create and control, their readers see."""
+        task_id = self.reboot(id_list=["a1"])
+        run = {"task_id": task_id, "action": "cancel"}
+        for level in range(9):
+            token = self.deployment.add_user(f"user{level}", level)
+            for path, body in (
+                (REBOOT, {"id_list": []}),
+                (f"{V6}/createAgentTask", {"id_list": [], "action": "agt_reboot"}),
+                (f"{V6}/controlTask", run),
+            ):
+                got = self.deployment.call("POST", path, body, token=token)
+                self.assertEqual(got.status != 403, level in {0, 1, 2}, (path, level))
+            for path, body in (
+                (f"{V6}/getTaskList", {}),
+                (f"{V6}/getSubTaskList", {"task_id": task_id}),
+                (f"{V6}/GetErrorHostNum", {"id_list": ["a1"]}),
+            ):
+                got = self.deployment.call("POST", path, body, token=token)
+                self.assertEqual(got.status == 200, level in {0, 1, 2, 3, 6, 7, 8}, (path, level))
