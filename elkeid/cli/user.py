@@ -1,6 +1,7 @@
 """``elkeid user``: users of the Manager, beside the running server too; all of it is audited."""
 
 import getpass
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def audited(
     entry = Entry(
         at_ms=int(time.time() * 1000),
         kind=CALL,
-        username=f"os:{getpass.getuser()}"[:80],
+        username=f"os:{_system_user()}"[:80],
         peer="local",
         method="CLI",
         path=f"elkeid user {command}",
@@ -84,6 +85,13 @@ def audited(
     with database.writing() as connection:
         append(connection, entry)
         return query(connection, *args, **kwargs)
+
+
+def _system_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for it
+        return str(os.getuid())
 
 
 def typed_password(name: str, from_stdin: bool, settings: Settings) -> str:

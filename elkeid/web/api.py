@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
 from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
@@ -123,7 +124,10 @@ class Api(Resource):
 
     def route_of(self, method: bytes, target: bytes) -> Route | None:
         """The declared route that a request line means, known as soon as its headers are."""
-        path = target.partition(b"?")[0].decode("latin-1")
+        try:
+            path = unquote_to_bytes(target.partition(b"?")[0]).decode()
+        except UnicodeDecodeError:
+            return None
         path = path.rstrip("/") or "/"
         verb = method.decode("latin-1")
         route = self._declared.get((verb, path))
