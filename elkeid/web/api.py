@@ -196,6 +196,8 @@ class Api(Resource):
             if route.body is not None:
                 call.body = route.body.decode(call.raw_body)
             result = await handler(call)
+            if isinstance(result, FileAnswer | EventStream):
+                await self._told(begun, Answer(200))
             if isinstance(result, FileAnswer):
                 self._observe(route, 200)
                 return _FileResource(result, call.answer_headers)
@@ -205,16 +207,18 @@ class Api(Resource):
             answer = self._succeeded(result)
             body = answer.encoded()
         except CancelledError:  # the client has left, nobody waits for an answer
-            if self._witness is not None and begun is not None:
-                Deferred.fromCoroutine(self._witness.after(begun, None))
+            Deferred.fromCoroutine(self._told(begun, None))
             raise
         except Exception as error:
             answer, body = self._refused(error, f"{route.method} {route.path}")
-        if self._witness is not None and begun is not None:
-            await self._witness.after(begun, answer)
+        await self._told(begun, answer)
         for name, value in call.answer_headers.items():
             request.setHeader(name, value)
         return self._send(request, route, answer, body)
+
+    async def _told(self, begun: object, answer: Answer | None) -> None:
+        if self._witness is not None and begun is not None:
+            await self._witness.after(begun, answer)
 
     def _succeeded(self, result: object) -> Answer:
         if isinstance(result, Answer):
