@@ -285,6 +285,21 @@ class ConfigMetrics(FiguresCollector[ConfigFigures]):
             yield _total(f"elkeid_ac_config_{name}_total", text, value)
 
 
+class LiveMetrics(FiguresCollector[tuple[int, int, int]]):
+    """The Manager's live feed: listeners, events told to them, events that slow ones missed."""
+
+    def families(self, now: tuple[int, int, int]) -> Iterable[Metric]:
+        """The three families."""
+        listeners, told, missed = now
+        yield _gauge("elkeid_manager_live_listeners", "Listeners of the live feed", listeners)
+        yield _total(
+            "elkeid_manager_live_events_total", "Events for listeners of the live feed", told
+        )
+        yield _total(
+            "elkeid_manager_live_missed_total", "Events that listeners were too slow for", missed
+        )
+
+
 class ManagerMetrics:
     """What the Manager counts.
 

@@ -12,6 +12,7 @@ from elkeid.config import Settings
 from elkeid.discovery.limits import limits as discovery_limits
 from elkeid.eventlog.limits import limits as eventlog_limits
 from elkeid.limits import Limit
+from elkeid.manager.limits import limits as manager_limits
 from elkeid.web.limits import limits as web_limits
 
 
@@ -45,6 +46,7 @@ def all_limits(settings: Settings) -> list[Limit]:
         *discovery_limits(settings.discovery),
         *eventlog_limits(settings.eventlog),
         *web_limits(),
+        *manager_limits(),
     ]
 
 

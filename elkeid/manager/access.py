@@ -169,7 +169,19 @@ class Access:
             raise TokenRefused("token: missing")
         if len(token) > TOKEN_CHARACTERS:
             raise TokenRefused("token: invalid or expired")
-        token_hash = hash_of(token)
+        identity = await self._living(hash_of(token))
+        self._used[identity.token_hash] = self._wall() + self._settings.token_seconds
+        return identity
+
+    async def recheck(self, identity: Identity) -> Identity:
+        """The same user as stored now; that is no use of the token.
+
+        Raises:
+            TokenRefused: the token has ended meanwhile.
+        """
+        return await self._living(identity.token_hash)
+
+    async def _living(self, token_hash: str) -> Identity:
         session = await self._store.read(find_session, token_hash)
         now = self._wall()
         if session is None:
@@ -178,7 +190,6 @@ class Access:
         expires_at = max(session.expires_at, self._used.get(token_hash, 0))
         if min(expires_at, session.created_at + self._settings.token_max_seconds) <= now:
             raise TokenRefused("token: invalid or expired", session.user)
-        self._used[token_hash] = now + self._settings.token_seconds
         return Identity(session.user, token_hash)
 
     def must_change_password(self, user: User) -> bool:

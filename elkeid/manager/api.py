@@ -108,6 +108,21 @@ class TokenCheck:
             raise refusal
         return identity
 
+    async def again(self, call: Call, identity: Identity) -> None:
+        """Refuse a caller that was let in, if it would not be now; no use of the token.
+
+        Raises:
+            AuthenticationFailed: the token has ended.
+            Refusal: the user may not do this any more.
+        """
+        try:
+            now = await self._access.recheck(identity)
+        except TokenRefused as error:
+            raise AuthenticationFailed(str(error)) from error
+        refusal = self._refusal(call, now.user)
+        if refusal is not None:
+            raise refusal
+
     def _refusal(self, call: Call, user: User) -> Refusal | None:
         """Why a known user may not do this; None if he may."""
         if not may_come_from(user, call.peer):

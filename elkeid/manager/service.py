@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from argon2 import PasswordHasher
+from attrs import asdict
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -35,6 +36,8 @@ from elkeid.manager.fanout import Gateways
 from elkeid.manager.host_parts import HostParts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
+from elkeid.manager.live import LiveFeed
+from elkeid.manager.live_api import LiveRoutes
 from elkeid.manager.logins import Logins
 from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
@@ -48,7 +51,7 @@ from elkeid.manager.task_sending import PER_AC, HttpSender
 from elkeid.manager.tasks import make_tasks
 from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
-from elkeid.metrics import ManagerMetrics, SignedRequestMetrics
+from elkeid.metrics import LiveMetrics, ManagerMetrics, SignedRequestMetrics
 from elkeid.tls import api_server_options, https_policy
 from elkeid.web.api import Api, Authenticator
 from elkeid.web.client import Credentials, JsonClient, http_agent
@@ -145,8 +148,11 @@ class ManagerRole:
             keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
         )
         SignedRequestMetrics(self.metrics.registry, inner_check.seen.figures)
+        token_check = TokenCheck(self.access, self.audit)
+        self.live = LiveFeed(reactor, wall)
+        LiveMetrics(self.metrics.registry, self.live.figures)
         self._checks: dict[AuthKind, Authenticator] = {
-            AuthKind.TOKEN: TokenCheck(self.access, self.audit),
+            AuthKind.TOKEN: token_check,
             AuthKind.SIGNED: inner_check,
         }
         self.uploads = Uploads(
@@ -168,6 +174,7 @@ class ManagerRole:
             AgentRoutes(self.agents),
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             ClusterRoutes(self._cluster),
+            LiveRoutes(self.live, token_check, threads, reactor),
             TaskRoutes(self.tasks, self.store),
             AgentTaskRoutes(self.tasks, self.store),
             DownloadRoutes(self.uploads, self.hosts.exports),
@@ -255,6 +262,8 @@ class ManagerRole:
             self.syslog.start()
         await self.agents.start()
         await self.uploads.start()
+        self.live.start()
+        self.task_engine.follow(lambda each: self.live.tell("task", **asdict(each)))
         self.task_engine.start()
         await self.hosts.start()
         manager = self._settings.manager
@@ -298,6 +307,7 @@ class ManagerRole:
             self.news.stop,
             self.tag_news.stop,
             self.task_engine.stop,
+            self.live.stop,
             self.polls.stop,
             self.hosts.stop,
             self.access.stop,

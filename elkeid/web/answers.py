@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from attrs import Factory, frozen
+from twisted.internet.interfaces import IProtocol
 
 if TYPE_CHECKING:
     from elkeid.web.refusals import Refusal
@@ -117,6 +118,17 @@ class EventStream:
     """
 
     run: Callable[[EventSink], Awaitable[None]]
+
+
+@frozen
+class Takeover:
+    """The whole connection goes to a protocol, which first gets the request's head as it came.
+
+    Args:
+        protocol: takes it from there; unlike an HTTP peer's, its connection has no time limit.
+    """
+
+    protocol: IProtocol
 
 
 class Envelope(Protocol):

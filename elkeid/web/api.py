@@ -24,6 +24,7 @@ from elkeid.web.answers import (
     EventStream,
     FileAnswer,
     Source,
+    Takeover,
     encode_json,
 )
 from elkeid.web.refusals import (
@@ -204,6 +205,9 @@ class Api(Resource):
             if isinstance(result, EventStream):
                 self._observe(route, 200)
                 return _EventResource(result, call.answer_headers)
+            if isinstance(result, Takeover):
+                self._observe(route, 101)
+                return _TakeoverResource(result)
             answer = self._succeeded(result)
             body = answer.encoded()
         except CancelledError:  # the client has left, nobody waits for an answer
@@ -356,6 +360,21 @@ class _EventResource(Resource):
         self.log.failure("events of {path} failed", failure, path=request.path)
         if not sink.gone:  # an answer that was cut must not look whole
             request.loseConnection()
+
+
+class _TakeoverResource(Resource):
+    """Hands the connection over."""
+
+    isLeaf = True
+
+    def __init__(self, answer: Takeover) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def render(self, request: Request) -> int:
+        channel: Any = request.channel  # a BoundedChannel
+        channel.hand_over(request, self._answer.protocol)
+        return NOT_DONE_YET
 
 
 def _anyone(call: Call) -> None:

@@ -205,6 +205,8 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["requestBody"] = {"required": True, "content": content}
     if route.auth is AuthKind.TOKEN:
         operation["x-levels"] = sorted(route.levels)
+    if route.upgrades:
+        operation["x-messages"] = schemas.of(route.answer)
     operation["responses"] = _responses(route, schemas)
     return operation
 
@@ -242,6 +244,8 @@ def _query_parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     refused = {"schema": {"$ref": _REF.format(name="Refusal")}}
     answers: dict[str, Any] = {"200": _success(route, schemas)}
+    if route.upgrades:
+        answers = {"101": {"description": "A WebSocket; `x-messages` says what it brings."}}
     for status in _refused_with(route):
         text = _REFUSALS[status].format(limit=route.limit)
         answers[str(status)] = {"description": text, "content": {JSON: refused}}

@@ -87,12 +87,13 @@ class Route:
     ``answer`` is the type of ``data`` in a success, None for null, and ``beside`` a struct of
     what stands beside ``data``. A route that is not ``enveloped`` answers exactly its ``answer``;
     one of another ``media`` type answers that, or a refusal in JSON. ``also`` are types of
-    answers with other HTTP statuses. All of these are for documentation. ``levels`` are those of
-    the users that may call a route of kind ``TOKEN``; without any, nobody may. ``repeats`` says
-    that a signed request without a nonce may come again as it is: it changes nothing the second
-    time, and stock clients send it so. ``reads`` says that a POST changes nothing: its body is
-    a filter; ``acts`` that a GET changes something all the same. The body of a ``spooled`` route
-    is kept on disk, in `Call.spool`, and not decoded.
+    answers with other HTTP statuses. A success of one that ``upgrades`` makes the connection a
+    WebSocket whose messages are ``answer``. All of these are for documentation. ``levels`` are
+    those of the users that may call a route of kind ``TOKEN``; without any, nobody may.
+    ``repeats`` says that a signed request without a nonce may come again as it is: it changes
+    nothing the second time, and stock clients send it so. ``reads`` says that a POST changes
+    nothing: its body is a filter; ``acts`` that a GET changes something all the same. The body
+    of a ``spooled`` route is kept on disk, in `Call.spool`, and not decoded.
     """
 
     method: str
@@ -108,6 +109,7 @@ class Route:
     enveloped: bool = True
     media: str = "application/json"
     also: Mapping[int, Any] = Factory(dict)
+    upgrades: bool = False
     levels: frozenset[int] = frozenset()
     repeats: bool = False
     reads: bool = False
@@ -147,6 +149,7 @@ class Routes:
         enveloped: bool = True,
         media: str = "application/json",
         also: Mapping[int, Any] = MappingProxyType({}),
+        upgrades: bool = False,
         levels: frozenset[int] = frozenset(),
         repeats: bool = False,
         reads: bool = False,
@@ -171,6 +174,7 @@ class Routes:
                     enveloped=enveloped,
                     media=media,
                     also=also,
+                    upgrades=upgrades,
                     levels=levels,
                     repeats=repeats,
                     reads=reads,

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IListeningPort,
     IOpenSSLServerConnectionCreator,
+    IProtocol,
     IProtocolFactory,
     IReactorTCP,
     IReactorTime,
@@ -210,6 +211,7 @@ class BoundedChannel(HTTPChannel):
     _began: float | None = None  # when the first byte of the current request came
     _over = False  # nothing more is read
     request_seconds = 0.0  # for the current request to arrive whole; set with its headers
+    _heir: IProtocol | None = None  # has the connection now
 
     def connectionMade(self) -> None:
         """Take the connection, unless the face has too many that are of use."""
@@ -228,12 +230,20 @@ class BoundedChannel(HTTPChannel):
         self._forget()
         self.abort()
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether another protocol has the connection."""
+        return self._heir is not None
+
     def _forget(self) -> None:
         self.site.channels.discard(self)
         self.site.silent.pop(self, None)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes; a request that has been under way for too long ends the connection."""
+        if self._heir is not None:
+            self._heir.dataReceived(data)
+            return
         if self._over:
             return
         if not self._handlingRequest:
@@ -244,6 +254,13 @@ class BoundedChannel(HTTPChannel):
                 self.abort()
                 return
         super().dataReceived(data)
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take what came together with a request."""
+        if self._heir is not None:
+            self._heir.dataReceived(data)
+        else:
+            super().rawDataReceived(data)
 
     def loseConnection(self) -> None:
         """Close once everything is written."""
@@ -286,9 +303,30 @@ class BoundedChannel(HTTPChannel):
         if close:
             self.loseConnection()
 
+    def hand_over(self, request: Request, protocol: IProtocol) -> None:
+        """Give the connection to another protocol, beginning with the head of ``request``.
+
+        It counts among the site's connections until it is gone, and its time is the protocol's.
+        """
+        self.setTimeout(None)
+        producer: Any = self._networkProducer
+        producer.unregisterProducer()
+        head = [b"%s %s HTTP/1.1" % (request.method, request.uri)]
+        for name, values in request.requestHeaders.getAllRawHeaders():
+            head += [b"%s: %s" % (name, value) for value in values]
+        self._heir = protocol
+        protocol.makeConnection(self.transport)
+        protocol.dataReceived(b"\r\n".join([*head, b"", b""]))
+        early, self._dataBuffer = b"".join(self._dataBuffer), []
+        if early:
+            protocol.dataReceived(early)
+        producer.resumeProducing()
+
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The connection is gone."""
         self._forget()
+        if self._heir is not None:
+            self._heir.connectionLost(reason)
         super().connectionLost(reason)
 
 
@@ -332,7 +370,9 @@ class FaceSite(Site):
         """Close every connection once the request that it serves, if any, is answered."""
         for channel in list(self.channels):
             channel.persistent = False
-            if not channel._handlingRequest:
+            if channel.handed_over:
+                channel.transport.loseConnection()
+            elif not channel._handlingRequest:
                 channel.loseConnection()
 
     def acceptableProtocols(self) -> list[bytes]:
