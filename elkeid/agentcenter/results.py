@@ -384,7 +384,7 @@ class ResultsOutbox:
 
     def problems(self) -> list[str]:
         """What keeps results from being kept, for ``/ready``."""
-        return [f"task results: {each}" for each in self._log.problems()]
+        return [f"task results: {each}" for each in self._log.problems((RecordClass.CONTROL,))]
 
     def figures(self) -> ResultFigures:
         """For metrics; commits, and reads a small file."""

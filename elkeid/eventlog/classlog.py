@@ -172,9 +172,7 @@ class ClassLog:
         reason = self._append_frame(body, records, entries, now_ms)
         if reason is None:
             self.read += records
-            if self.trouble is not None:
-                self.trouble = None
-                self.log.info("{path}: records are stored again", path=self._directory)
+            self.recovered()
             return True
         self.write_failures += 1
         if reason != self.trouble:  # once, however long it lasts
@@ -187,6 +185,12 @@ class ClassLog:
         self.drop(reason, records)
         self.write_state()
         return False
+
+    def recovered(self) -> None:
+        """The disk takes what is written, as far as is known."""
+        if self.trouble is not None:
+            self.trouble = None
+            self.log.info("{path}: records are stored again", path=self._directory)
 
     def _append_frame(self, body: bytes, records: int, entries: int, now_ms: int) -> str | None:
         """Write one frame; on failure return the reason, with the file as it was."""

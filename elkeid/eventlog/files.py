@@ -67,6 +67,20 @@ def replace_file(files: FileOperations, path: Path, data: bytes) -> None:
     sync_directory(files, path.parent)
 
 
+def try_writing(files: FileOperations, path: Path, size: int) -> None:
+    """Write a file of ``size`` bytes to the disk and remove it; `OSError` when that fails."""
+    fd = files.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    try:
+        try:
+            if files.writev(fd, [bytes(size)]) != size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            files.fsync(fd)
+        finally:
+            files.close(fd)
+    finally:
+        files.unlink(path)
+
+
 def lock_file(path: Path) -> int | None:
     """Take the exclusive lock that ``path`` stands for; None when another process has it.
 

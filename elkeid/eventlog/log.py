@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,13 @@ from elkeid.eventlog.cursors import (
     save_cursor,
     set_aside_damaged,
 )
-from elkeid.eventlog.files import FileOperations, Space, lock_file, sync_directory
+from elkeid.eventlog.files import (
+    FileOperations,
+    Space,
+    lock_file,
+    sync_directory,
+    try_writing,
+)
 from elkeid.eventlog.format import pack_entry
 from elkeid.eventlog.ledger import Ledger, class_account
 from elkeid.eventlog.packed import forget_pack, pack, put_in_place
@@ -52,10 +58,14 @@ HOUSEKEEPING_SECONDS = 10.0
 MAX_TELEMETRY_CAP_BYTES = 50 * GiB
 MIN_FREE_SHARE = 0.05  # of the volume, when min_free_bytes is not set
 
+PROBE_BYTES = 64 * KiB
+"""Written where records could not be, to learn whether they can again when none come."""
+
 PACK_AFTER_SECONDS = 10.0
 """A sealed segment that a reader of the settings has not begun after so long is packed."""
 
 _RESERVE_FILE = "reserve"
+_PROBE_FILE = "probe"
 LOCK_FILE = "lock"
 Backlogs = dict[tuple[str, str], Backlog]
 """By reader and class label."""
@@ -77,6 +87,15 @@ class _Sync:
 
 
 @define
+class _Probe:
+    """Whether a class can be written again whose last write failed."""
+
+    log: ClassLog
+    failures: int  # of its writes, when this was asked
+    passed: bool = False
+
+
+@define
 class _Chores:
     """What a thread is to do for the log, and afterwards what came of it."""
 
@@ -85,6 +104,7 @@ class _Chores:
     directories: set[Path] = field(factory=set)  # with new names; afterwards those that failed
     states: list[int] = field(factory=list)  # descriptors
     doomed: list[tuple[ClassLog, Path]] = field(factory=list)
+    probes: list[_Probe] = field(factory=list)
     now_ms: int | None = None  # None: readers need no look now
     oldest: dict[str, int] = field(factory=dict)  # class label -> oldest offset
     gone: list[tuple[ClassLog, Path]] = field(factory=list)
@@ -480,6 +500,8 @@ class EventLog:
                 log.state_file.unsynced = False
                 chores.states.append(log.state_file.descriptor)
             chores.doomed += [(log, path) for path in log.doomed]
+            if log.trouble is not None:
+                chores.probes.append(_Probe(log, log.write_failures))
         if self._clock.seconds() >= self._readers_due:
             self._readers_due = self._clock.seconds() + HOUSEKEEPING_SECONDS
             chores.now_ms, chores.oldest = self._now_ms(), self._oldest()
@@ -512,6 +534,10 @@ class EventLog:
         for descriptor in chores.states:
             with _noting(chores.problems, directory):
                 files.fsync(descriptor)
+        for probe in chores.probes:
+            with contextlib.suppress(OSError):  # it stays as it is, and was told before
+                try_writing(files, probe.log.directory / _PROBE_FILE, PROBE_BYTES)
+                probe.passed = True
         with _noting(chores.problems, directory):
             chores.space = files.space(directory)
             if chores.space.free > chores.min_free + RESERVE_BYTES:
@@ -562,6 +588,9 @@ class EventLog:
             log.unsynced_directory |= log.directory in chores.directories
         for log, path in chores.gone:
             log.doomed.pop(path, None)
+        for probe in chores.probes:
+            if probe.passed and probe.log.write_failures == probe.failures:
+                probe.log.recovered()
         if chores.space is not None:
             self._space = chores.space
         if chores.cursors is not None:
@@ -697,13 +726,13 @@ class EventLog:
             for log in self._logs
         }
 
-    def problems(self) -> list[str]:
-        """What keeps records from being kept, for ``/ready``; empty if nothing does."""
+    def problems(self, classes: Iterable[RecordClass] = RecordClass) -> list[str]:
+        """What keeps records of some classes from being kept, for ``/ready``."""
         return [
             f"{log.record_class.label} records are dropped: {log.refusing or log.trouble}; "
             f"free space on the volume of {self._directory}"
             for log in self._logs
-            if log.refusing or log.trouble
+            if log.record_class in classes and (log.refusing or log.trouble)
         ]
 
     def stats(self) -> LogStats:

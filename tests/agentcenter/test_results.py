@@ -21,6 +21,7 @@ from elkeid.agentcenter.table import Agent
 from elkeid.config import MiB
 from elkeid.errors import OperatorError
 from elkeid.eventlog import LogReader
+from elkeid.eventlog.log import HOUSEKEEPING_SECONDS
 from elkeid.wire import item
 from elkeid.wire.mqdata import decode, records
 from tests.agentcenter.host import Host, batch, make_gateway
@@ -396,7 +397,10 @@ class ResultsTests(SynchronousTestCase):
         self.assertFalse(outbox.box.commit())
         outbox.disk.always.clear()
         self.assertEqual(outbox.box.figures().dropped, 2)
-        self.assertIn("task results", outbox.box.problems()[0])
+        (problem,) = outbox.box.problems()
+        self.assertIn("task results: control records are dropped", problem)
+        outbox.clock.advance(2 * HOUSEKEEPING_SECONDS)
+        self.assertEqual(outbox.box.problems(), [])
 
     def test_a_disk_that_cannot_be_read_is_tried_again(self) -> None:
         """The sending goes on when the disk does."""

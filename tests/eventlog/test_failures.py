@@ -108,6 +108,27 @@ def test_control_has_a_reserve(tmp_path: Path) -> None:
     server.close()
 
 
+def test_room_is_noticed_without_records(tmp_path: Path) -> None:
+    """A disk that takes writes again is found out though nobody sends anything meanwhile."""
+    server = Server(tmp_path)
+    server.put(0)
+    server.clock.advance(HOUSEKEEPING_SECONDS)
+    server.disk.always["writev"] = FULL
+    server.put(1)
+    (problem,) = server.log.problems()
+    assert "telemetry records are dropped: disk_full" in problem
+    assert server.log.problems((CONTROL,)) == []
+    server.clock.advance(2 * HOUSEKEEPING_SECONDS)
+    assert server.log.problems()
+    server.disk.always.clear()
+    server.clock.advance(HOUSEKEEPING_SECONDS)
+    assert server.log.problems() == []
+    assert not list(tmp_path.glob("*/probe"))
+    server.put(2)
+    assert read_all(tmp_path) == [(0, 0), (1, 2)]
+    server.close()
+
+
 def test_reserve_is_for_control_alone(tmp_path: Path) -> None:
     """Once it is given up, telemetry is refused at once, until the reserve is back."""
     server = Server(tmp_path)
