@@ -14,7 +14,6 @@ from twisted.logger import Logger
 
 EXIT_SECONDS = 9.8  # from the signal; then a stuck thread no longer keeps the process
 CPU_SECONDS = 2.0  # shortest time over which a share of CPU is measured
-OTHER_FILES = 1_024  # open files that are not agents: log segments, databases, API connections
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -29,29 +28,6 @@ def raise_open_files() -> int | None:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-def tell_agent_limit(open_files: int | None, connection_limit: int) -> None:
-    """Log how many agents the limit on open files allows, as a warning if these are too few."""
-    if open_files is None:
-        return
-    allowed = max(open_files - OTHER_FILES, 0)
-    if allowed < connection_limit:
-        log.warn(
-            "{files} open files allow {allowed} agents, fewer than agentcenter.connection_limit "
-            "{limit}: raise the hard limit on open files (ulimit -Hn, LimitNOFILE) to {need}",
-            files=open_files,
-            allowed=allowed,
-            limit=connection_limit,
-            need=connection_limit + OTHER_FILES,
-        )
-    else:
-        log.info(
-            "{files} open files allow {allowed} agents; agentcenter.connection_limit is {limit}",
-            files=open_files,
-            allowed=allowed,
-            limit=connection_limit,
-        )
 
 
 class CpuShare:

@@ -22,6 +22,7 @@ from twisted.python.reflect import namedAny
 from elkeid import process, welcome
 from elkeid.allocator import keep_freed_memory
 from elkeid.config import Settings, load
+from elkeid.descriptors import UNBOUNDED, Shares, share, tell
 from elkeid.errors import ConfigError, KeysError
 from elkeid.garbage import Keeper
 from elkeid.keys import Keys, load_keys, obtain_keys
@@ -115,6 +116,7 @@ class ProcessRole:
         self._settings, self._roles, self._reactor = settings, roles, reactor
         self._is_worker = is_worker
         self._garbage = Keeper(reactor)
+        self.shares = UNBOUNDED  # of open files; known once this has started
 
     async def start(self) -> None:
         """Wait until signals are caught, then raise limits and set the deadline for a stop."""
@@ -125,11 +127,11 @@ class ProcessRole:
         await running
         self._reactor.addSystemEventTrigger("before", "shutdown", process.end_by)
         self._reactor.addSystemEventTrigger("before", "shutdown", process.stop_once)
-        open_files = process.raise_open_files()
+        self.shares = share(process.raise_open_files(), self._settings, self._roles)
         self._garbage.start()
+        tell(self.shares, self._settings, self._roles)
         if "ac" in self._roles:
             keep_freed_memory()
-            process.tell_agent_limit(open_files, self._settings.agentcenter.connection_limit)
 
     async def stop(self) -> None:
         """Give the garbage collector back."""
@@ -204,11 +206,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     globalLogPublisher.addObserver(LogSetup(settings.server.log_level, settings.server.log_format))
     # Imported now, so that a broken installation shows before the process goes to the background.
     kinds: list[Callable[..., Role]] = [_kind(name, options) for name in chosen]
+    here = [name for name in chosen if name != "ac" or options.workers == 1]
+    first = ProcessRole(settings, here, reactor, options.worker is not None)
     keys = KeysRole(settings, chosen, reactor)
     makers: list[Callable[[], Role]] = [
-        lambda: ProcessRole(settings, chosen, reactor, options.worker is not None),
+        lambda: first,
         lambda: keys,
-        *(partial(_make, kind, settings, keys, reactor) for kind in kinds),
+        *(partial(_make, kind, settings, keys, reactor, first) for kind in kinds),
     ]
     return OrderedRoles(
         reactor,
@@ -228,11 +232,25 @@ def _kind(name: str, options: Options) -> Callable[..., Role]:
     supervisor = namedAny(SUPERVISOR)
     config = options["config"]
     command = process.worker_command(str(Path(config).absolute()) if config else None)
-    return partial(supervisor, count=options.workers, command=command)
+    return partial(_supervisor, supervisor, count=options.workers, command=command)
 
 
-def _make(kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor: Any) -> Role:
-    role = kind(settings, keys.keys, reactor)
+def _supervisor(
+    kind: Callable[..., Role],
+    settings: Settings,
+    keys: Keys,
+    reactor: Any,
+    shares: Shares,
+    **more: Any,
+) -> Role:
+    """Make the role that stands for the workers; it takes no connections, so it needs no share."""
+    return kind(settings, keys, reactor, **more)
+
+
+def _make(
+    kind: Callable[..., Role], settings: Settings, keys: KeysRole, reactor: Any, first: ProcessRole
+) -> Role:
+    role = kind(settings, keys.keys, reactor, shares=first.shares)
     keys.users.append(role)
     return role
 

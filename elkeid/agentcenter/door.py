@@ -23,12 +23,9 @@ from twisted.python.failure import Failure
 from elkeid.agentcenter.handshakes import Handshakes
 from elkeid.agentcenter.link import AgentLink
 from elkeid.config import AgentCenterSettings
+from elkeid.descriptors import REFUSED_SHARE, STRANGERS, UNBOUNDED
 from elkeid.web.plain import Networks
 from elkeid.wire.proxy import ProxyHeaderInvalid, read_proxy_header
-
-STRANGERS: Final = 4096
-"""Connections accepted and not through their handshake; the kernel's backlog holds as many
-more. At the default rate the last of them has its turn within half an agent's dial budget."""
 
 WAIT_SHARE: Final = 0.8
 """Of `handshake_seconds` a connection may wait for its turn: with less than the rest its agent
@@ -36,9 +33,6 @@ would have given up before the handshake is done, and the work be in vain."""
 
 SILENT_SECONDS: Final = 1.0
 """A connection that said nothing for so long makes room for others, when they are too many."""
-
-REFUSED_SHARE: Final = 10
-"""One connection for so many of the limit may be there beyond it, to be refused by a status."""
 
 REOPEN_SHARE: Final = 0.95
 """The closed door opens again below this share of the limit, not at every departure."""
@@ -162,6 +156,7 @@ class Door(Factory):
         listen: opens the port for a factory and returns it.
         secure: puts TLS and a link in the place of a transport's protocol; gets what has come.
         others_have_room: whether agents find another AgentCenter with room.
+        connections: as many as the process has open files for.
     """
 
     noisy = False
@@ -176,10 +171,11 @@ class Door(Factory):
         listen: Callable[["Door"], IListeningPort],
         secure: Callable[[Any, AgentLink, bytes], None],
         others_have_room: Callable[[], bool],
+        connections: int = UNBOUNDED.agents,
     ) -> None:
         self.hall, self.secure = hall, secure
         self._settings, self._clock, self._listen = settings, clock, listen
-        self._others_have_room = others_have_room
+        self._others_have_room, self._connections = others_have_room, connections
         self._proxies = Networks(settings.proxy_networks)
         self._port: Any = None
         self._open = False  # the port should be open, but for a full house
@@ -281,13 +277,18 @@ class Door(Factory):
 
     def room(self) -> int:
         """How many more connections may be accepted now; see `sockets.Entrance`."""
-        room = STRANGERS - len(self._strangers)
+        room = self._room()
         if room > 0 or not self._silent:
             return room
         oldest = next(iter(self._silent))
         if self._clock.seconds() - oldest.accepted_at >= SILENT_SECONDS:
             oldest.turn_away("crowded")
-        return STRANGERS - len(self._strangers)
+        return self._room()
+
+    def _room(self) -> int:
+        """By the limit of strangers, and by open files; links are strangers until shaken."""
+        here = len(self.hall.links) + len(self._strangers)
+        return min(STRANGERS - len(self._strangers), self._connections - here)
 
     def is_proxy(self, host: str) -> bool:
         """Whether a connection from this address must begin with a PROXY header."""

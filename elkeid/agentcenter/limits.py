@@ -1,10 +1,9 @@
 """The gateway's limits, for ``elkeid limits``."""
 
-from elkeid import log_limit
+from elkeid import descriptors, log_limit
 from elkeid.agentcenter import (
     claims,
     commands,
-    door,
     handshakes,
     heartbeats,
     identity,
@@ -55,8 +54,8 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "agentcenter/test_door.py::test_full_house_without_others_refuses_by_a_status",
         ),
         Limit(
-            "door.REFUSED_SHARE",
-            door.REFUSED_SHARE,
+            "descriptors.REFUSED_SHARE",
+            descriptors.REFUSED_SHARE,
             "of the limit for one more connection",
             "connections that are there only to be refused by a status",
             "TCP reset",
@@ -64,13 +63,31 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "agentcenter/test_door.py::test_far_too_many_are_reset_even_without_others",
         ),
         Limit(
-            "door.STRANGERS",
-            door.STRANGERS,
+            "descriptors.STRANGERS",
+            descriptors.STRANGERS,
             "connections before their handshake",
             "at the default rate the last has its turn within half an agent's dial budget",
             "waits in the kernel; the oldest silent one is reset",
             TURNED_AWAY,
             "agentcenter/test_door.py::test_silent_crowd_makes_room",
+        ),
+        Limit(
+            "descriptors.API_CONNECTIONS",
+            descriptors.API_CONNECTIONS,
+            "connections to a gateway's API",
+            "Managers, gateways and operators have a few each; open files are agents' first",
+            "the oldest that asked for nothing yet is closed, else the new one",
+            TURNED_AWAY,
+            "project/test_descriptors.py::test_shares",
+        ),
+        Limit(
+            "descriptors.FACE_LEAST",
+            descriptors.FACE_LEAST,
+            "connections to each port that everybody reaches, where open files are short",
+            "what is left of the open files when agents have theirs, and this at least",
+            "the oldest that asked for nothing yet is closed, else the new one",
+            "elkeid_sd_http_api",
+            "project/test_descriptors.py::test_shares",
         ),
         Limit(
             "sockets.BACKLOG",

@@ -41,6 +41,7 @@ from elkeid.agentcenter.upload_tokens import TokenCheck, UploadTokenRoutes
 from elkeid.agentcenter.uploads import Uploads
 from elkeid.agentcenter.watch import SocketWatch
 from elkeid.config import Settings, join_endpoint
+from elkeid.descriptors import UNBOUNDED, Shares
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import report
 from elkeid.eventlog.log import EventLog
@@ -78,10 +79,6 @@ from elkeid.workers import Worker, left_behind, left_behind_text, siblings
 GRPC_NAME: Final = "hids_svr_grpc"  # agents look for this very name
 HTTP_NAME: Final = "hids_svr_http"
 
-API_CONNECTIONS: Final = 512
-"""Of Managers, other gateways and operators: a few each. What strangers open must not take the
-open files that agents need."""
-
 DRAIN_SECONDS = 6.0
 """For draining at a stop: agents find another gateway, and each is read to its end (5 s)."""
 
@@ -101,10 +98,16 @@ class AgentCenterRole:
     log = Logger()
 
     def __init__(
-        self, settings: Settings, keys: Keys, reactor: Any, *, worker: Worker | None = None
+        self,
+        settings: Settings,
+        keys: Keys,
+        reactor: Any,
+        *,
+        worker: Worker | None = None,
+        shares: Shares = UNBOUNDED,
     ) -> None:
         self._settings, self._keys, self._reactor = settings, keys, reactor
-        self._worker = worker
+        self._worker, self._shares = worker, shares
         self._pool = ThreadPool(1, 4, name="eventlog")
         self._buffers = TlsBuffers()
         self.event_log = EventLog(
@@ -200,6 +203,7 @@ class AgentCenterRole:
             listen=self._listen_for_agents,
             secure=self._secure,
             others_have_room=self._others_have_room,
+            connections=shares.agents,
         )
         self.gateway.turns_away = self.door.turns_away
         self.silence = SilenceWatch(reactor, lambda: self.gateway.links)
@@ -310,7 +314,7 @@ class AgentCenterRole:
             {AuthKind.SIGNED: check},
         )
         api.mount("/metrics", MetricsPage(self.registry, settings.metrics_networks, api.refusal))
-        self._site = FaceSite(api, self._reactor, FaceLimits(connections=API_CONNECTIONS))
+        self._site = FaceSite(api, self._reactor, FaceLimits(connections=self._shares.api))
         self._api_port = listen(
             self._reactor,
             self._site,
@@ -372,7 +376,7 @@ class AgentCenterRole:
 
     def _load(self) -> tuple[int, dict[str, Any] | None]:
         """Weight and extra for ServiceDiscovery."""
-        limit = self._settings.agentcenter.connection_limit
+        limit = min(self._settings.agentcenter.connection_limit, self._shares.agents)
         draining = self.drain.state is not DrainState.SERVING
         return len(self.gateway.table), report(limit, self._cpu(), draining)
 

@@ -20,6 +20,7 @@ from twisted.logger import (
 
 from elkeid.cli import Invocation
 from elkeid.config import Settings, is_loopback, split_endpoint
+from elkeid.descriptors import OTHER_FILES
 from elkeid.errors import OperatorError
 from elkeid.fleet.compare import compare
 from elkeid.fleet.events import Events, load_events
@@ -30,7 +31,7 @@ from elkeid.fleet.report import Summary, read_report, write_report
 from elkeid.fleet.resolve import HttpLookup
 from elkeid.fleet.stored import stored_records
 from elkeid.keys import load_keys
-from elkeid.process import OTHER_FILES, raise_open_files
+from elkeid.process import raise_open_files
 from elkeid.tls import agent_client_options
 
 

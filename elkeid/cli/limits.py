@@ -9,11 +9,15 @@ from attrs import asdict
 from elkeid.agentcenter.limits import limits as agentcenter_limits
 from elkeid.cli import Invocation
 from elkeid.config import Settings
+from elkeid.descriptors import share, shown
 from elkeid.discovery.limits import limits as discovery_limits
 from elkeid.eventlog.limits import limits as eventlog_limits
 from elkeid.limits import Limit
 from elkeid.manager.limits import limits as manager_limits
+from elkeid.process import raise_open_files
 from elkeid.web.limits import limits as web_limits
+
+ROLES = ("sd", "manager", "ac")
 
 
 @click.command()
@@ -37,6 +41,8 @@ def limits(obj: Invocation, as_json: bool, markdown: bool) -> None:
         for each in table:
             click.echo(f"{each.name} = {each.value:.15g} ({each.unit})")
             click.echo(f"    {each.reason}. Beyond: {each.answer}. Metric: {each.metric}.")
+        shares = share(raise_open_files(), obj.settings, ROLES)
+        click.echo(f"All roles in one process, from here: {shown(shares, obj.settings, ROLES)}.")
 
 
 def all_limits(settings: Settings) -> list[Limit]:

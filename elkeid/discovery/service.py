@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.web.iweb import IAgent
 
 from elkeid.config import Settings, join_endpoint
+from elkeid.descriptors import UNBOUNDED, Shares
 from elkeid.discovery.api import Node, RegistryRoutes, make_api
 from elkeid.discovery.members import Zones, other_members
 from elkeid.discovery.peers import Cluster
@@ -25,7 +26,7 @@ from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness
 from elkeid.web.rates import AddressRates
 from elkeid.web.signed import SD_REASONS, SignatureCheck
-from elkeid.web.site import FaceSite, listen
+from elkeid.web.site import FaceLimits, FaceSite, listen
 
 SWEEP_SECONDS = 1.0  # how late ageing may be, and a stall of this process be found
 BACKLOG = 4096  # connections the kernel holds: a fleet that lost its gateway asks at once
@@ -61,6 +62,7 @@ class DiscoveryRole:
         random: Random | None = None,
         agent: IAgent | None = None,
         node: str | None = None,
+        shares: Shares = UNBOUNDED,
     ) -> None:
         own = self._settings = settings.discovery
         self._keys, self._reactor, self._monotonic = keys, reactor, monotonic
@@ -113,7 +115,7 @@ class DiscoveryRole:
             reads=self._reads,
             writes=self._writes,
         )
-        self.site = FaceSite(api, reactor)
+        self.site = FaceSite(api, reactor, FaceLimits(connections=shares.face))
         self._sweep = LoopingCall(self._sweep_once)
         self._sweep.clock = reactor
         self._ports: list[IListeningPort] = []

@@ -14,6 +14,7 @@ from twisted.web.iweb import IAgent
 
 from elkeid import __version__
 from elkeid.config import Settings, is_loopback
+from elkeid.descriptors import UNBOUNDED, Shares
 from elkeid.discovery.client import DiscoveryClient
 from elkeid.discovery.load import VERSION
 from elkeid.discovery.registry import Record
@@ -58,7 +59,7 @@ from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.documentation import DocumentationRoutes
 from elkeid.web.plain import Liveness
 from elkeid.web.routes import AuthKind
-from elkeid.web.site import FaceSite, listen
+from elkeid.web.site import FaceLimits, FaceSite, listen
 
 HASHING_THREADS = 1
 """Beside the store's own threads, so that a flood of logins does not hold up queries."""
@@ -92,8 +93,9 @@ class ManagerRole:
         discovery_agent: IAgent | None = None,
         ac_agent: IAgent | None = None,
         hasher: PasswordHasher = HASHER,
+        shares: Shares = UNBOUNDED,
     ) -> None:
-        self._settings, self._reactor = settings, reactor
+        self._settings, self._reactor, self._shares = settings, reactor, shares
         manager = settings.manager
         self._pool: ThreadPool | None = None
         if threads is None:
@@ -291,7 +293,8 @@ class ManagerRole:
                 options.renew(keys)
 
     def _open(self, api: Api, port: int, setting: str, tls: Any) -> None:
-        site = FaceSite(api, self._reactor, spool_dir=self.uploads.folder)
+        limits = FaceLimits(connections=self._shares.face)
+        site = FaceSite(api, self._reactor, limits, self.uploads.folder)
         self._sites.append(site)
         listen_on = self._settings.manager.listen
         self._ports.append(listen(self._reactor, site, listen_on, port, setting=setting, tls=tls))

@@ -14,7 +14,7 @@ def limits() -> list[Limit]:
             "FaceLimits.connections",
             face.connections,
             "connections of a face",
-            "agents keep theirs to ServiceDiscovery open",
+            "agents keep theirs to ServiceDiscovery open; fewer where open files are short",
             "the oldest that asked for nothing yet is closed, else the new one",
             "test_connection_limit",
         ),

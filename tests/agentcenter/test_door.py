@@ -338,3 +338,16 @@ def test_health_check_of_a_proxy() -> None:
     entry: Any = wire.protocol
     entry.dataReceived(b"P")
     assert house.links[-1].peer == ("10.1.0.1", 40000)
+
+
+def test_open_files_bound_who_may_come() -> None:
+    """Where open files are few, strangers and agents together get no more than their share."""
+    house = House(connection_limit=10)
+    house.door._connections = 5
+    wires = [house.dial(f"10.0.1.{n}") for n in range(3)]
+    assert house.door.room() == 2
+    wires += [house.dial(f"10.0.1.{n}") for n in range(3, 5)]
+    assert house.door.room() == 0
+    house.clock.advance(1)  # the oldest silent one makes room
+    assert house.door.room() == 1
+    assert [wire.reset for wire in wires] == [True, False, False, False, False]

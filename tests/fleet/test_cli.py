@@ -74,7 +74,7 @@ def test_too_many_agents_for_this_process(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("elkeid.cli.fleet.raise_open_files", lambda: 1024)
     result = elkeid("run", "--agents", "600")
     assert result.exit_code == 1
-    assert "600 agents need 1624 open files, and the hard limit is 1024" in result.output
+    assert "600 agents need 1112 open files, and the hard limit is 1024" in result.output
 
 
 def test_help_has_examples(folder: Path) -> None:

@@ -96,6 +96,33 @@ def grpc(body: bytes) -> bytes:
     return h2.frame(h2.DATA, 0, 1, b"\1" + len(body).to_bytes(4, "big") + body)
 
 
+def test_strangers_do_not_take_the_open_files_of_agents(tmp_path: Path) -> None:
+    """Whoever fills ServiceDiscovery's and the Manager's ports keeps out no agent."""
+    ports = free_ports(4)
+    (tmp_path / "elkeid.toml").write_text(
+        settings_text(ports).replace("[agentcenter]", "[agentcenter]\nconnection_limit = 100", 1)
+    )
+    few = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *twistd()]
+    strangers: list[socket.socket] = []
+    with running(few, tmp_path) as server:
+        server.wait_for("1024 open files allow 100 agents")
+        gateway = Gateway(tmp_path, ports)
+        try:
+            for port in ports[2:] * 700:
+                strangers.append(socket.create_connection(("127.0.0.1", port), DEADLINE))
+            agent = gateway.call()
+            agent.sendall(grpc(gzip.compress(length_delimited(2, b"a1"))))
+            deadline = time.monotonic() + DEADLINE
+            while gateway.metric("elkeid_ac_grpc_conn_count") != 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            for stranger in strangers:
+                stranger.close()
+        server.stop()
+    assert not any("Too many open files" in line for line in server.lines)
+
+
 def test_broken_connections_are_closed(gateway: Gateway) -> None:
     """Rubbish and protocol errors end the connection itself, and free the agent's id."""
     rubbish = gateway.dial()

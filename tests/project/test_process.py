@@ -132,26 +132,6 @@ def test_open_files_are_raised() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize(
-    ("files", "limit", "level", "said"),
-    [
-        (20_000, 10_000, "info", "20000 open files allow 18976 agents"),
-        (4096, 10_000, "warn", "raise the hard limit on open files (ulimit -Hn, LimitNOFILE)"),
-        (100, 1, "warn", "allow 0 agents"),
-    ],
-)
-def test_agent_limit_is_told(
-    monkeypatch: pytest.MonkeyPatch, files: int, limit: int, level: str, said: str
-) -> None:
-    """At start it is said how many agents the open files allow, loudly if these are too few."""
-    log = Log("info", "json")
-    monkeypatch.setattr(process, "log", log.logger)
-    process.tell_agent_limit(files, limit)
-    (line,) = [json.loads(each) for each in log.lines]
-    assert line["level"] == level
-    assert said in line["message"]
-
-
 def test_failed_process_ends_with_1() -> None:
     """A failed start ends with status 1 after the program that ran us came to its own end."""
     done = in_own_process(

@@ -17,6 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid import process, tap
 from elkeid.config import Settings
+from elkeid.descriptors import Shares
 from elkeid.errors import KeysError
 from elkeid.keys import Keys, renew_server
 from elkeid.lifecycle import OrderedRoles
@@ -30,7 +31,8 @@ class Noting:
     story: ClassVar[list[str]] = []
     made_with: ClassVar[list[tuple[Settings, Keys, object]]] = []
 
-    def __init__(self, settings: Settings, keys: Keys, reactor: object) -> None:
+    def __init__(self, settings: Settings, keys: Keys, reactor: object, shares: Shares) -> None:
+        self.shares = shares
         self.made_with.append((settings, keys, reactor))
 
     async def start(self) -> None:
