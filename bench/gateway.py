@@ -4,9 +4,10 @@
 
 Starts AgentCenter as a process of its own on loopback, drives it with agentswarm (grpc-go,
 `make tools`), and reads the process's CPU time from /proc. Rows: saturated-50, saturated-5,
-saturated-1, paced, accept, memory, rate, crowd. A row is printed only when its run was valid:
-nothing failed and the log holds exactly what was confirmed. Where the generator was the
-bottleneck it says so.
+saturated-1, paced, paced-lean, accept, memory, rate, crowd. A row is printed only when its run
+was valid: nothing failed and the log holds exactly what was confirmed. Where the generator was
+the bottleneck it says so. `rate` and `crowd` are driven by leanswarm, since agentswarm takes more
+than a core for them; `paced-lean` is `paced` driven by it, to compare the two.
 """
 
 import argparse
@@ -58,12 +59,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def agentswarm() -> str:
-    """Where the load generator is."""
-    found = shutil.which("agentswarm", path=f"{ROOT / '.tools/bin'}:{os.environ['PATH']}")
+def generator(name: str = "agentswarm") -> str:
+    """Where a load generator is."""
+    found = shutil.which(name, path=f"{ROOT / '.tools/bin'}:{os.environ['PATH']}")
     if found is None:
-        raise SystemExit("agentswarm is missing: run `make tools`")
+        raise SystemExit(f"{name} is missing: run `make tools`")
     return found
+
+
+def cpu_of(pid: int) -> float:
+    """User and system CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
 
 
 @define
@@ -78,8 +85,7 @@ class Gateway:
 
     def cpu(self) -> float:
         """User and system CPU seconds so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return cpu_of(self.process.pid)
 
     def rss(self) -> int:
         """Resident bytes."""
@@ -151,7 +157,7 @@ def gateway(more: str = "") -> Iterator[Gateway]:
 def swarm(server: Gateway, *arguments: str) -> dict[str, Any]:
     """Run agentswarm; return its report with the CPU seconds it took itself."""
     command = [
-        agentswarm(),
+        generator(),
         "-addr",
         f"127.0.0.1:{server.grpc_port}",
         "-certs",
@@ -193,24 +199,30 @@ def saturated(per_batch: int, total: int) -> tuple[float, str]:
         return (used - accept) / records * 1e6, note
 
 
-def steady(agents: int, every_ms: int, per_batch: int, seconds: int) -> tuple[float, str]:
+def steady(
+    agents: int, every_ms: int, per_batch: int, seconds: int, program: str = "agentswarm"
+) -> tuple[float, str]:
     """Microseconds of CPU a message, each agent sending one batch at fixed times."""
     with gateway() as server:
         ramp = max(2, agents // 200)  # seconds until all are connected
         total = agents * per_batch * (seconds + ramp) * 1000 // every_ms
-        command = [agentswarm(), "-addr", f"127.0.0.1:{server.grpc_port}"]
+        command = [generator(program), "-addr", f"127.0.0.1:{server.grpc_port}"]
         command += ["-certs", str(server.keys), "-agents", str(agents), "-dial", "32"]
         command += ["-records", str(per_batch), "-total", str(total), "-every", f"{every_ms}ms"]
+        if program == "leanswarm":
+            command += ["-beat", "60s"]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < agents:
             time.sleep(0.5)
             if child.poll() is not None:
-                raise InvalidRun("agentswarm ended early")
+                raise InvalidRun(f"{program} ended early")
         time.sleep(2)
         before, start, at = server.appended(), server.cpu(), time.monotonic()
+        generated = cpu_of(child.pid)
         time.sleep(max(seconds - 6, 6))
         used, passed = server.cpu() - start, time.monotonic() - at
         messages = (server.appended() - before) / per_batch
+        generated = cpu_of(child.pid) - generated
         longest = server.metrics()["elkeid_gc_longest_pause_seconds"]
         out, err = child.communicate(timeout=300)
         report = json.loads(out)
@@ -222,13 +234,14 @@ def steady(agents: int, every_ms: int, per_batch: int, seconds: int) -> tuple[fl
         if not 0.9 * wanted <= rate <= 1.05 * wanted:
             raise InvalidRun(f"{rate:,.0f} messages/s instead of {wanted:,.0f}")
         note = f"{rate:,.0f} messages/s, {used / passed:.0%} of a core"
+        note += f" (the generator {generated / passed:.0%})"
         return used / messages * 1e6, f"{note}, longest collection {longest * 1e3:.0f} ms"
 
 
 def crowd(agents: int, seconds: int) -> tuple[float, str]:
     """How much dearer a message is from so many agents than from a tenth, at the same rate."""
-    few, _ = steady(agents // 10, 100, 10, seconds)
-    many, note = steady(agents, 1000, 10, seconds)
+    few, _ = steady(agents // 10, 100, 10, seconds, "leanswarm")
+    many, note = steady(agents, 1000, 10, seconds, "leanswarm")
     return many / few, f"{many:.1f} us a message of 10 records, {few:.1f} from a tenth; {note}"
 
 
@@ -237,7 +250,7 @@ def accept(agents: int) -> tuple[float, str]:
     with gateway() as server:
         swarm(server, "-agents", "50", "-total", "0")
         start = server.cpu()
-        command = [agentswarm(), "-addr", f"127.0.0.1:{server.grpc_port}"]
+        command = [generator(), "-addr", f"127.0.0.1:{server.grpc_port}"]
         command += ["-certs", str(server.keys), "-agents", str(agents), "-total", "0"]
         child = subprocess.Popen(
             [*command, "-hold", "8s"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -325,8 +338,11 @@ def main() -> None:
             elif row == "paced":
                 value, note = steady(1000, 100, 1, 30 if share == 1 else 12)
                 show(row, "us", value, TARGETS[row], note)
+            elif row == "paced-lean":
+                value, note = steady(1000, 100, 1, 30 if share == 1 else 12, "leanswarm")
+                show(row, "us", value, TARGETS["paced"], note)
             elif row == "rate":  # 20,000 messages a second in one process
-                value, note = steady(2000 // share, 100, 1, 30 if share == 1 else 12)
+                value, note = steady(2000 // share, 100, 1, 30 if share == 1 else 12, "leanswarm")
                 show(row, "us", value, TARGETS[row], note)
             elif row == "crowd":  # 10,000 agents, one message of 10 records a second each
                 value, note = crowd(10_000 // share, 30 if share == 1 else 12)

@@ -23,13 +23,11 @@ SEQ = re.compile(rb"\x0a\x03seq\x12\x0c(\d{12})")  # the field `seq` as agentswa
 pytestmark = pytest.mark.integration
 
 
-def agentswarm() -> str:
-    """The load generator, or a skip that says how to get it."""
-    found = shutil.which(
-        "agentswarm", path=f"{ROOT / '.tools/bin'}{os.pathsep}{os.environ['PATH']}"
-    )
+def generator(name: str = "agentswarm") -> str:
+    """A load generator, or a skip that says how to get it."""
+    found = shutil.which(name, path=f"{ROOT / '.tools/bin'}{os.pathsep}{os.environ['PATH']}")
     if found is None:
-        pytest.skip("agentswarm is missing: make tools")
+        pytest.skip(f"{name} is missing: make tools")
     return found
 
 
@@ -42,10 +40,10 @@ def server_in(folder: Path) -> Iterator[tuple[Server, list[int]]]:
         yield server, ports
 
 
-def swarm(folder: Path, port: int, *argv: str) -> dict[str, Any]:
-    """Run agentswarm to its end; its report."""
+def swarm(folder: Path, port: int, *argv: str, program: str = "agentswarm") -> dict[str, Any]:
+    """Run a load generator to its end; its report."""
     done = subprocess.run(
-        [agentswarm(), "-addr", f"127.0.0.1:{port}", "-certs", str(folder / "keys"), *argv],
+        [generator(program), "-addr", f"127.0.0.1:{port}", "-certs", str(folder / "keys"), *argv],
         capture_output=True,
         check=True,
         timeout=600,
@@ -99,7 +97,7 @@ def test_every_record_is_stored_once_and_in_order(
     tmp_path: Path, per_batch: int, total: int
 ) -> None:
     """200 agents of another gRPC implementation: sent, confirmed and stored are one number."""
-    agentswarm()
+    generator()
     with server_in(tmp_path) as (server, ports):
         report = swarm(
             tmp_path, ports[0], "-agents", "200", "-records", str(per_batch), "-total", str(total)
@@ -110,6 +108,21 @@ def test_every_record_is_stored_once_and_in_order(
     assert len(seqs) == 200
     for agent_id, seq in seqs.items():
         assert seq == list(range(total // 200)), agent_id
+
+
+def test_lean_load_is_stored(tmp_path: Path) -> None:
+    """Batches at fixed times with heartbeats between: sent, confirmed and stored are one number."""
+    generator("leanswarm")
+    load = ["-agents", "50", "-records", "60", "-total", "30000", "-every", "50ms"]
+    with server_in(tmp_path) as (server, ports):
+        report = swarm(tmp_path, ports[0], *load, "-beat", "100ms", program="leanswarm")
+        assert server.stop() == -signal.SIGTERM
+    count, seqs = stored(tmp_path)
+    assert report["confirmed_records"] == report["sent_records"] == count
+    assert count > 30_000 + 50  # a heartbeat each at the start, and more later
+    assert len(seqs) == 50
+    for agent_id, seq in seqs.items():
+        assert seq == list(range(600)), agent_id
 
 
 def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
