@@ -99,8 +99,9 @@ class AgentLoss:
         self._at: float | None = None  # of the last heartbeat, seconds
         self._process = b""  # of the agent, to know a restart
         self._read = self._own = 0  # records until the last heartbeat
-        self._plugins: dict[tuple[bytes, bytes], float] = {}  # name and process -> rate
-        self._known: frozenset[tuple[bytes, bytes]] | None = None  # plugins, an interval ago
+        # Plugins stand here by hashes of name and process: the texts would take 1 KiB.
+        self._plugins: dict[int, float] = {}  # -> rate
+        self._known: int | None = None  # a hash of them all, an interval ago
         self._pending: float | None = None  # records that the agent handed on for plugins
         self.intervals = self.skipped = 0
 
@@ -118,7 +119,8 @@ class AgentLoss:
         """Take a plugin's heartbeat; it belongs to the agent's last one."""
         value = rate(fields)
         if value is not None:
-            self._plugins[fields.get(b"name", b""), fields.get(b"pid", b"")] = value
+            key = hash((fields.get(b"name", b""), fields.get(b"pid", b"")))
+            self._plugins[key] = value
 
     def agent(
         self, fields: Mapping[bytes, bytes], at: float, read: int, own: int
@@ -154,7 +156,7 @@ class AgentLoss:
     def _settle_plugins(self) -> int:
         """Compare what plugins handed over in the interval before the last heartbeat."""
         plugins, self._plugins = self._plugins, {}
-        known, self._known = self._known, frozenset(plugins)
+        known, self._known = self._known, hash(frozenset(plugins))
         pending, self._pending = self._pending, None
         if pending is None or known != self._known:
             return 0
