@@ -6,8 +6,9 @@ Starts AgentCenter as a process of its own on loopback, drives it with agentswar
 `make tools`), and reads the process's CPU time from /proc. Rows: saturated-50, saturated-5,
 saturated-1, paced, paced-lean, accept, memory, rate, crowd. A row is printed only when its run
 was valid: nothing failed and the log holds exactly what was confirmed. Where the generator was
-the bottleneck it says so. `rate` and `crowd` are driven by leanswarm, since agentswarm takes more
-than a core for them; `paced-lean` is `paced` driven by it, to compare the two.
+the bottleneck it says so. `rate`, `crowd` and the saturated rows of small batches are driven by
+leanswarm, since agentswarm takes more than a core for them; `paced-lean` is `paced` driven by it,
+to compare the two.
 """
 
 import argparse
@@ -154,10 +155,10 @@ def gateway(more: str = "") -> Iterator[Gateway]:
                 process.kill()
 
 
-def swarm(server: Gateway, *arguments: str) -> dict[str, Any]:
-    """Run agentswarm; return its report with the CPU seconds it took itself."""
+def swarm(server: Gateway, *arguments: str, program: str = "agentswarm") -> dict[str, Any]:
+    """Run a generator; return its report with the CPU seconds it took itself."""
     command = [
-        generator(),
+        generator(program),
         "-addr",
         f"127.0.0.1:{server.grpc_port}",
         "-certs",
@@ -180,11 +181,16 @@ def swarm(server: Gateway, *arguments: str) -> dict[str, Any]:
 
 
 def saturated(per_batch: int, total: int) -> tuple[float, str]:
-    """Microseconds of CPU a record, as fast as the gateway takes them."""
+    """Microseconds of CPU a record, as fast as the gateway takes them.
+
+    Of small batches agentswarm cannot make enough on two cores.
+    """
+    program = "agentswarm" if per_batch >= 50 else "leanswarm"
     with gateway() as server:
         swarm(server, "-agents", "50", "-records", str(per_batch), "-total", str(per_batch * 2000))
         start_records, start = server.appended(), server.cpu()
-        report = swarm(server, "-agents", "200", "-records", str(per_batch), "-total", str(total))
+        load = ["-agents", "200", "-records", str(per_batch), "-total", str(total), "-every", "0"]
+        report = swarm(server, *load, program=program)
         wall = report["send_s"]
         used, records = server.cpu() - start, server.appended() - start_records
         if records != report["confirmed_records"] or records != report["sent_records"]:

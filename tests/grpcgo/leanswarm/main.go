@@ -331,7 +331,7 @@ func main() {
 	agents := flag.Int("agents", 10, "agents")
 	size := flag.Int("records", 10, "records a batch")
 	total := flag.Int("total", 200000, "records in all; 0: none, hold the connections")
-	every := flag.Duration("every", time.Second, "pause between an agent's batches")
+	every := flag.Duration("every", time.Second, "pause between an agent's batches (0: as fast as the gateway accepts)")
 	beat := flag.Duration("beat", 0, "pause between an agent's heartbeats (0: one at the start)")
 	hold := flag.Duration("hold", 0, "hold the connections this long after sending")
 	dials := flag.Int("dial", 32, "dials at once")
@@ -344,8 +344,8 @@ func main() {
 	if host, _, err := net.SplitHostPort(*addr); err != nil || !net.ParseIP(host).IsLoopback() {
 		fail("-addr must be a loopback address")
 	}
-	if *agents < 1 || *size < 1 || *every <= 0 || *workers < 1 {
-		fail("-agents, -records, -every and -workers must be above 0")
+	if *agents < 1 || *size < 1 || *every < 0 || *workers < 1 {
+		fail("-agents, -records and -workers must be above 0, -every not below")
 	}
 	certificate, err := tls.LoadX509KeyPair(*dir+"/client.crt", *dir+"/client.key")
 	if err != nil {
@@ -416,8 +416,8 @@ func main() {
 					}
 					phase := time.Duration(i) * *every / time.Duration(len(fleet))
 					elapsed := time.Duration(round)**every + phase
-					if wait := time.Until(connected.Add(elapsed)); wait > 0 {
-						time.Sleep(wait)
+					if *every > 0 {
+						time.Sleep(time.Until(connected.Add(elapsed)))
 					}
 					plain = plan.batch(a, i+round, plain[:0])
 					out = message(out[:0], plain, room)
