@@ -285,6 +285,23 @@ class ConfigMetrics(FiguresCollector[ConfigFigures]):
             yield _total(f"elkeid_ac_config_{name}_total", text, value)
 
 
+class ClaimMetrics(FiguresCollector[tuple[int, Mapping[str, int]]]):
+    """Claims to ids that another AgentCenter has: those that wait, and what became of them."""
+
+    def families(self, now: tuple[int, Mapping[str, int]]) -> Iterable[Metric]:
+        """The two families."""
+        waiting, outcomes = now
+        yield _gauge(
+            "elkeid_manager_claims_waiting", "Claims that wait for a sign of life", waiting
+        )
+        yield _by(
+            "elkeid_manager_claims_total",
+            "Claims to ids of other AgentCenters by what became of them",
+            "outcome",
+            outcomes,
+        )
+
+
 class LiveMetrics(FiguresCollector[tuple[int, int, int]]):
     """The Manager's live feed: listeners, events told to them, events that slow ones missed."""
 

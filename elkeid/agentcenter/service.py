@@ -28,6 +28,7 @@ from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.manager_client import ManagerClient
 from elkeid.agentcenter.neighbours import Neighbours, reaches
 from elkeid.agentcenter.per_agent import PerAgentMetrics
+from elkeid.agentcenter.probe_api import ProbeRoutes
 from elkeid.agentcenter.refresh_api import RefreshRoutes
 from elkeid.agentcenter.reset import ResetRoutes
 from elkeid.agentcenter.results import ResultsOutbox
@@ -297,6 +298,7 @@ class AgentCenterRole:
                 *self.configs.routes,
                 RefreshRoutes(self.configs.push.refresh, self.tags.refresh),
                 UploadTokenRoutes(self.gateway.tokens),
+                ProbeRoutes(self.gateway),
                 ResetRoutes(self.gateway, self._reactor, Random()),  # noqa: S311 - no secret
                 *([] if self._siblings is None else [self._siblings]),
                 AdminRoutes(

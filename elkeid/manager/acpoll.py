@@ -4,7 +4,7 @@ One that is slow or dead delays nobody else, and costs its agents only the word 
 are connected; what they reported last stays.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,7 +15,6 @@ from twisted.logger import Logger
 
 from elkeid.config import is_host
 from elkeid.errors import StoreError
-from elkeid.manager.agents import AgentStatus
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import Applied
 from elkeid.metrics import ManagerMetrics
@@ -44,6 +43,24 @@ CURSOR_CHARACTERS = 256
 
 AC_LIMIT = 1_000
 """AgentCenters polled; each serves thousands of agents."""
+
+
+class Reports(Protocol):
+    """Where reports go: to the store of agents, as a rule by way of `ClaimWatch`."""
+
+    async def apply(
+        self, source: Source, items: Sequence[msgspec.Raw], skew: float
+    ) -> tuple[Applied, list[str]]:
+        """Store entries of a report; see `AgentStatus.apply`."""
+
+    async def left(self, source: Source, ids: Iterable[str]) -> None:
+        """Agents have left an AC."""
+
+    async def keep_only(self, source: Source, ids: Iterable[str]) -> None:
+        """An AC has these agents and no others."""
+
+    async def forget(self, source: Source) -> None:
+        """An AC cannot be asked, so that nobody knows whom it has."""
 
 
 class Instance(Protocol):
@@ -107,7 +124,7 @@ class AcPoller:
         clock: IReactorTime,
         http: JsonClient,
         source: Source,
-        agents: AgentStatus,
+        agents: Reports,
         metrics: ManagerMetrics,
         *,
         poll_seconds: float,
@@ -235,7 +252,7 @@ class AcPoll:
         self,
         clock: IReactorTime,
         http: JsonClient,
-        agents: AgentStatus,
+        agents: Reports,
         metrics: ManagerMetrics,
         *,
         poll_seconds: float,

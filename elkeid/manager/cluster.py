@@ -27,6 +27,7 @@ from elkeid.discovery.members import netloc
 from elkeid.discovery.registry import Record, State
 from elkeid.errors import RequestRefused
 from elkeid.manager.acpoll import AC_NAME, AcPoll, PollState
+from elkeid.manager.claim_watch import AcrossConflict
 from elkeid.manager.documents import Source
 from elkeid.manager.fanout import ANSWER_SECONDS, Answers, Gateways, NoSuchThing, Shared
 from elkeid.manager.ledgers import BeforeReading, ClassLedger, LedgerAnswer, imbalances, summed
@@ -203,8 +204,13 @@ class UnidentifiedView(msgspec.Struct):
 
 
 class Disputes(msgspec.Struct):
-    """What AgentCenters tell of disputed ids and of hosts without one, the latest first."""
+    """Disputed ids, and hosts without one, the latest first.
 
+    ``across`` are streams that lost an id to another AgentCenter's, as this Manager judged; the
+    rest is what AgentCenters tell of their own streams.
+    """
+
+    across: list[AcrossConflict]
     conflicts: list[ConflictView]
     replaced: list[ReplacementView]
     unidentified: list[UnidentifiedView]
@@ -235,6 +241,7 @@ class Cluster:
         polls: of agents' status.
         http: asks members of ServiceDiscovery.
         members: ``host:port`` of these.
+        across: gives what was judged across AgentCenters.
     """
 
     def __init__(
@@ -246,9 +253,10 @@ class Cluster:
         *,
         http: JsonClient,
         members: Sequence[str],
+        across: Callable[[], list[AcrossConflict]],
     ) -> None:
         self._gateways, self._discovery, self._polls = gateways, discovery, polls
-        self._http, self._members = http, members
+        self._http, self._members, self._across = http, members, across
         self._drains = Shared(clock, self._ask_drains)
         self._ledger = Shared(clock, self._ask_ledgers)
         self._disputes = Shared(clock, self._ask_disputes)
@@ -358,8 +366,10 @@ class Cluster:
     # --- disputes
 
     async def disputes(self) -> Disputes:
-        """About agents' ids, within single AgentCenters."""
-        return await self._disputes.get()
+        """About agents' ids."""
+        told = await self._disputes.get()
+        told.across = self._across()
+        return told
 
     async def _ask_disputes(self) -> Disputes:
         async def ask(source: Source) -> tuple[_Disputed, list[UnidentifiedView]]:
@@ -369,7 +379,7 @@ class Cluster:
             )
 
         answers = await self._gateways.ask_all(self._sources(), ask)
-        found = Disputes([], [], [], _silent(answers))
+        found = Disputes([], [], [], [], _silent(answers))
         for source, (disputed, unidentified) in answers.answered.items():
             entries: Sequence[ConflictView | ReplacementView | UnidentifiedView]
             for entries in (disputed.conflicts, disputed.replaced, unidentified):

@@ -29,6 +29,7 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
+from elkeid.manager.claim_watch import ClaimWatch
 from elkeid.manager.cluster import MANAGER_NAME, Cluster
 from elkeid.manager.cluster_api import ClusterRoutes
 from elkeid.manager.config_api import ConfigRoutes
@@ -52,7 +53,7 @@ from elkeid.manager.task_sending import PER_AC, HttpSender
 from elkeid.manager.tasks import make_tasks
 from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
-from elkeid.metrics import LiveMetrics, ManagerMetrics, SignedRequestMetrics
+from elkeid.metrics import ClaimMetrics, LiveMetrics, ManagerMetrics, SignedRequestMetrics
 from elkeid.tls import api_server_options, https_policy
 from elkeid.web.api import Api, Authenticator
 from elkeid.web.client import Credentials, JsonClient, http_agent
@@ -125,20 +126,28 @@ class ManagerRole:
         )
         self.news = News(reactor, ac_http, CONFIG_PATH)
         self.tag_news = News(reactor, ac_http, TAGS_PATH)
+        gateways = Gateways(reactor, ac_http)
+        self.live = LiveFeed(reactor, wall)
+        LiveMetrics(self.metrics.registry, self.live.figures)
+        self.claims = ClaimWatch(
+            self.agents, gateways, reactor, wall=wall, threads=threads, tell=self.live.tell
+        )
+        ClaimMetrics(self.metrics.registry, self.claims.figures)
         self.polls = AcPoll(
             reactor,
             ac_http,
-            self.agents,
+            self.claims,
             self.metrics,
             poll_seconds=manager.poll_seconds,
         )
         self._cluster = Cluster(
             reactor,
-            Gateways(reactor, ac_http),
+            gateways,
             self.discovery,
             self.polls,
             http=sd_http,
             members=settings.discovery.members,
+            across=self.claims.conflicts,
         )
         command_agent = ac_agent or http_agent(reactor, self._ac_tls, PER_AC)
         sender = HttpSender(reactor, JsonClient(reactor, command_agent, wall, credentials))
@@ -151,8 +160,6 @@ class ManagerRole:
         )
         SignedRequestMetrics(self.metrics.registry, inner_check.seen.figures)
         token_check = TokenCheck(self.access, self.audit)
-        self.live = LiveFeed(reactor, wall)
-        LiveMetrics(self.metrics.registry, self.live.figures)
         self._checks: dict[AuthKind, Authenticator] = {
             AuthKind.TOKEN: token_check,
             AuthKind.SIGNED: inner_check,
@@ -312,6 +319,7 @@ class ManagerRole:
             self.task_engine.stop,
             self.live.stop,
             self.polls.stop,
+            self.claims.stop,
             self.hosts.stop,
             self.access.stop,
             self.audit.stop,
