@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from elkeid.manager.audit import clean
 from elkeid.manager.pages import PAGE_SIZE_LIMIT
 from elkeid.manager.roles import ADMINS
 from elkeid.manager.store.audit import Told, entries, head_of
@@ -97,8 +98,8 @@ class AuditRoutes:
             entries,
             before=asked.before,
             limit=asked.page_size,
-            username=asked.user,
-            path=asked.path,
+            username=None if asked.user is None else clean(asked.user, 80),
+            path=None if asked.path is None else clean(asked.path, 512),
             since_ms=None if asked.since is None else asked.since * 1000,
             until_ms=None if asked.until is None else asked.until * 1000,
         )

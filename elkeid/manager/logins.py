@@ -98,7 +98,7 @@ class _Known:
 def _known(
     connection: Connection, username: str, keys: Counted, address: str, since: int
 ) -> _Known:
-    user = find_user(connection, username) if username.isprintable() else None
+    user = find_user(connection, username)
     failures = failures_of(connection, list(keys.all()))
     if user is None:
         return _Known(None, failures)

@@ -7,7 +7,15 @@ import pytest
 
 from elkeid.manager.passwords import PasswordRefused, check_new_password
 from elkeid.manager.store.backends import make_database
-from elkeid.manager.store.users import LastAdmin, add_user, change_user, delete_users, has_level
+from elkeid.manager.store.engine import Database
+from elkeid.manager.store.users import (
+    LastAdmin,
+    add_user,
+    change_user,
+    delete_users,
+    find_user,
+    has_level,
+)
 
 from .deployment import PASSWORD
 from .test_logins import NEW, Case
@@ -243,3 +251,12 @@ def test_two_managers_keep_an_administrator(any_url: str, kind: str) -> None:
     finally:
         for database in databases:
             database.close()
+
+
+def test_names_that_no_database_takes(any_database: Database) -> None:
+    """They are nobody's, and no error."""
+    with any_database.writing() as connection:
+        add_user(connection, "alice", 0, "hash", 0)
+        assert find_user(connection, "a\0") is None
+        assert delete_users(connection, ["a\0", "\0"]) == 0
+        assert not change_user(connection, "\0", 1, level=3)

@@ -1,5 +1,7 @@
 """The audit log: what is in it, that nothing happens without it, and that changes of it show."""
 
+import socket
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +32,11 @@ from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.schema import audit, audit_head
 from elkeid.manager.store.store import StoreFailed
+from elkeid.manager.syslog import SEND_SECONDS
 from elkeid.web.routes import Call
 from tests.web.memory import NOW
 
-from .deployment import PASSWORD
+from .deployment import PASSWORD, Deployment
 from .stores import database_at
 from .test_logins import Case
 
@@ -256,6 +259,26 @@ class QueryTests(ApiCase):
         database.open()
         self.addCleanup(database.close)
         self.assertEqual(verify(database).count, 2)
+
+
+class SyslogTests(SynchronousTestCase):
+    def test_heads_go_out(self) -> None:
+        """With the setting, what is appended shows in a syslog server within a second."""
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+        ):
+            server.bind(f"{folder}/log")
+            deployment = Deployment(audit_syslog=f"unix://{folder}/log").start()
+            self.addCleanup(deployment.end)
+            deployment.network.clock.advance(SEND_SECONDS)
+            self.assertIn(b"audit head 1:", server.recv(1000))
+            token = deployment.login()
+            deployment.stop()
+            said = server.recv(1000).split()[-1].decode()
+            deployment.start()
+            head = deployment.call("GET", "/api/v1/audit", token=token).json["head"]
+            self.assertEqual(said, f"{head['seq']}:{head['hash']}")
 
 
 class DescriptionTests(SynchronousTestCase):

@@ -70,7 +70,9 @@ def user_of(row: Any) -> User:
 
 
 def find_user(connection: Connection, username: str) -> User | None:
-    """The user of exactly this name."""
+    """The user of exactly this name; a text that no database takes is nobody's name."""
+    if "\0" in username:
+        return None
     row = connection.execute(select(*USER_COLUMNS).where(user.c.username == username)).first()
     return None if row is None else user_of(row)
 
@@ -173,7 +175,8 @@ def delete_users(connection: Connection, usernames: Collection[str]) -> int:
         LastAdmin: nobody would be an administrator any more; nothing was changed.
     """
     _lock_admins(connection)
-    meant = select(user.c.id).where(user.c.username.in_(usernames))
+    names = [name for name in usernames if "\0" not in name]
+    meant = select(user.c.id).where(user.c.username.in_(names))
     ids = list(connection.execute(meant).scalars())
     if not ids:
         return 0
