@@ -52,7 +52,7 @@ def all_limits(settings: Settings) -> list[Limit]:
         *discovery_limits(settings.discovery),
         *eventlog_limits(settings.eventlog),
         *web_limits(),
-        *manager_limits(),
+        *manager_limits(settings.manager),
     ]
 
 

@@ -1,15 +1,131 @@
-"""The Manager's limits on what listeners may cost, for ``elkeid limits``."""
+"""The Manager's limits on what users and listeners may cost, for ``elkeid limits``."""
 
+from elkeid.config import ManagerSettings
 from elkeid.limits import Limit
-from elkeid.manager import live
+from elkeid.manager import audit, live, logins, passwords, throttle
+from elkeid.manager.store import tokens, users
 
 LISTENERS = "elkeid_manager_live_listeners"
 MISSED = "elkeid_manager_live_missed_total"
 ANSWERS = "elkeid_manager_answers"
+LOGINS = "elkeid_manager_logins"
+AUDIT = "elkeid_manager_audit"
 
 
-def limits() -> list[Limit]:
-    """All of them."""
+def limits(settings: ManagerSettings) -> list[Limit]:
+    """All of them, with the values that these settings give."""
+    return [*_of_users(settings), *_of_listeners()]
+
+
+def _of_users(settings: ManagerSettings) -> list[Limit]:
+    rows = [
+        (
+            "manager.login_tries",
+            settings.login_tries,
+            "failed logins of a user from an address",
+            "people mistype; guessing takes thousands",
+            "code 21 for a minute, twice as long after each one more",
+            LOGINS,
+            "test_logins.py::test_waits_grow",
+        ),
+        (
+            "manager.lockout_seconds",
+            settings.lockout_seconds,
+            "seconds of the longest wait",
+            "100 guesses a day, and nobody is locked out for a day",
+            "code 21",
+            LOGINS,
+            "test_logins.py::test_waits_grow",
+        ),
+        (
+            "throttle.CAPTCHA_TRIES",
+            throttle.CAPTCHA_TRIES,
+            "failed logins from an address, or of a user",
+            "many operators may sit behind one address",
+            "code 19 until a challenge is solved",
+            LOGINS,
+            "test_logins.py::test_work_instead_of_a_lock",
+        ),
+        (
+            "throttle.USER_TRIES",
+            throttle.USER_TRIES,
+            "failed logins of a user from everywhere",
+            "a flood from many addresses",
+            "code 21, but for addresses from which the user has logged in",
+            LOGINS,
+            "test_logins.py::test_no_lockout_from_elsewhere",
+        ),
+        (
+            "passwords.WAITING_LIMIT",
+            passwords.WAITING_LIMIT,
+            "passwords that wait for their check",
+            "ten seconds' worth",
+            "503",
+            ANSWERS,
+            "test_owasp.py::test_a_flood_of_logins",
+        ),
+        (
+            "tokens.TOKENS_PER_USER",
+            tokens.TOKENS_PER_USER,
+            "tokens of a user",
+            "a client may log in for every call",
+            "the one that would end first ends",
+            LOGINS,
+            "test_store.py::test_tokens_of_one_user_are_bounded",
+        ),
+        (
+            "users.ADDRESSES_PER_USER",
+            users.ADDRESSES_PER_USER,
+            "known addresses of a user",
+            "places of work",
+            "the longest unused is forgotten",
+            LOGINS,
+            "test_logins.py::test_known_addresses_are_bounded",
+        ),
+        (
+            "audit.REFUSED_BURST",
+            audit.REFUSED_BURST,
+            "refused calls of a user written down at once, then one a second",
+            "somebody who tries doors fills no disk",
+            "refused all the same, but only counted",
+            AUDIT,
+            "test_audit.py::test_a_flood_of_refusals",
+        ),
+        (
+            "logins.TURNED_AWAY_BURST",
+            logins.TURNED_AWAY_BURST,
+            "logins that wait, by address, written down at once, then one in 5 s",
+            "they cost no check of a password, so they may be many",
+            "refused all the same, but only counted",
+            AUDIT,
+            "test_logins.py::test_a_flood_that_waits",
+        ),
+        (
+            "audit.BODY_CHARACTERS",
+            audit.BODY_CHARACTERS,
+            "characters of a body in the audit log",
+            "what people write is shorter",
+            "the begin and a hash are kept",
+            AUDIT,
+            "test_audit.py::test_sizes",
+        ),
+        (
+            "audit.PARSED_BYTES",
+            audit.PARSED_BYTES,
+            "bytes of a body that is looked through for the audit log",
+            "some milliseconds",
+            "size and hash are kept",
+            AUDIT,
+            "test_audit.py::test_sizes",
+        ),
+    ]
+    return [
+        Limit(name, value, unit, reason, answer, metric, f"manager/{test}")
+        for name, value, unit, reason, answer, metric, test in rows
+    ]
+
+
+def _of_listeners() -> list[Limit]:
     rows = [
         (
             "live.LISTENERS",

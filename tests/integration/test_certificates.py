@@ -29,6 +29,37 @@ def shown(port: int, keys: Path, alpn: str) -> bytes:
     return found
 
 
+def test_the_api_goes_on(tmp_path: Path) -> None:
+    """Operators' connections outlive a renewal; only new ones see the new certificate."""
+    ports = free_ports(5)
+    settings = settings_text(ports).replace("[manager]\n", f"[manager]\ntls_port = {ports[4]}\n")
+    (tmp_path / "elkeid.toml").write_text(settings)
+    with running(twistd(), tmp_path) as server:
+        keys = tmp_path / "keys"
+        context = ssl.create_default_context(cafile=str(keys / "ca.crt"))
+        with (
+            socket.create_connection(("127.0.0.1", ports[4]), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="elkeid.com") as secure,
+        ):
+            before = secure.getpeercert(binary_form=True)
+            assert pong(secure) == b"HTTP/1.1 200 OK"
+            subprocess.run([str(BIN / "elkeid"), "keys", "renew"], cwd=tmp_path, check=True)
+            server.process.send_signal(signal.SIGHUP)
+            server.wait_for("certificates are loaded again")
+            assert shown(ports[4], keys, "http/1.1") != before
+            assert pong(secure) == b"HTTP/1.1 200 OK"
+        assert server.stop() == -signal.SIGTERM
+
+
+def pong(connection: ssl.SSLSocket) -> bytes:
+    """The status line of an answer on this connection."""
+    connection.sendall(b"GET /ping HTTP/1.1\r\nHost: elkeid.com\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(4096)
+    return answer.partition(b"\r\n")[0]
+
+
 def test_renewed_without_dropping_a_stream(tmp_path: Path) -> None:
     """`keys renew` and SIGHUP: both ports show the new one; a broken file changes nothing."""
     ports = free_ports(4)

@@ -99,6 +99,17 @@ class WaitTests(Case):
         self.fail("alice", TRIES)
         self.assertEqual(self.login("alice"), self.login("alice", "wrong"))
 
+    def test_a_flood_that_waits(self) -> None:
+        """Logins that are turned away fill no audit log: most are only counted."""
+        self.fail("alice", TRIES)
+        for _ in range(30):
+            self.assertEqual(self.login("alice")["code"], 21)
+        admin = self.deployment.login()
+        rows = self.call("GET", "/api/v1/audit?user=alice", token=admin).data
+        self.assertEqual(len(rows), TRIES + 10)
+        text = self.call("GET", "/metrics").text.decode()
+        self.assertIn('elkeid_manager_audit_total{outcome="left_out"} 20.0', text)
+
     def test_unknown_users_wait_alike(self) -> None:
         """Waits do not tell whether a user exists, whatever was typed as a name."""
         for name in ("nobody", "\0", "x" * 50_000, "é\u202e"):
