@@ -22,6 +22,8 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
+from elkeid.shown import shown
+
 FLOODING: Final = "twisted.internet.tcp.Port"
 """Without free file descriptors, Twisted's ports write three lines for each connection closed."""
 
@@ -48,12 +50,13 @@ def as_json(event: LogEvent) -> str:
     if "log_failure" in event:
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
         fields["traceback"] = text.removeprefix(fields["message"]).strip()
-    return json.dumps(fields, ensure_ascii=False) + "\n"
+    return shown(json.dumps(fields, ensure_ascii=False)) + "\n"
 
 
 def as_text(event: LogEvent) -> str | None:
     """One event as Twisted writes it: time, namespace and level, message."""
-    return formatEventAsClassicLogText(event)
+    text = formatEventAsClassicLogText(event)
+    return text and shown(text)
 
 
 @implementer(ILogObserver)

@@ -17,6 +17,7 @@ from elkeid.config import dialled_from_here, join_endpoint, split_endpoint
 from elkeid.errors import OperatorError
 from elkeid.key_making import AGENTS_NAME
 from elkeid.keys import load_keys
+from elkeid.shown import shown
 from elkeid.wire.signature import sign
 
 CALL_SECONDS: Final = 15.0
@@ -72,7 +73,7 @@ def call(obj: Invocation, method: str, path: str, body: str | None, gateway: str
             f"{join_endpoint(*address)}: {error}; does the gateway run there, with keys of the "
             "same authority?"
         ) from error
-    click.echo(answer.decode("utf-8", "replace"))
+    click.echo(shown(answer.decode("utf-8", "replace")))
     if status != 200 or not _succeeded(answer):
         raise SystemExit(1)
 

@@ -23,6 +23,7 @@ from elkeid.eventlog.log import LOCK_FILE
 from elkeid.eventlog.reader import Extent
 from elkeid.kafka.bridge import Bridge
 from elkeid.kafka.connection import quiet_library
+from elkeid.shown import shown_json
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import RecordClass
 
@@ -269,4 +270,4 @@ def record_line(record_class: RecordClass, offset: int, value: bytes) -> dict[st
 
 
 def _json_line(record_class: RecordClass, offset: int, value: bytes) -> bytes:
-    return msgspec.json.encode(record_line(record_class, offset, value)) + b"\n"
+    return shown_json(msgspec.json.encode(record_line(record_class, offset, value))) + b"\n"
