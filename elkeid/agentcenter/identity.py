@@ -11,7 +11,7 @@ ID_BYTES = 128
 """Longest id accepted; real ones are UUIDs of 36 bytes or what an operator set by hand."""
 
 DERIVED_PREFIX = "noid-"
-"""Marks an id that we made for an agent that sent none; no agent may send one."""
+"""Marks an id that we made for an agent that sent none of use; no agent may send one."""
 
 HEADER_BYTES = 64 << 10
 """What a batch may say of its host; real ones take 200 bytes, and each stream keeps it."""
@@ -30,12 +30,24 @@ def header_bytes(header: Header) -> int:
     return sum(map(len, texts)) + entries + len(header.tail or b"")
 
 
+def usable_id(sent: bytes) -> str:
+    """The id that an agent sent, as text; empty if nobody could go by it.
+
+    Control characters, line ends and marks that turn the direction of text do harm in logs and
+    terminals, and databases refuse some of them. Bytes that are no UTF-8 are escaped.
+    """
+    text = sent.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else ""
+
+
 def derived_id(header: Header) -> str:
-    """The id of an agent that sent an empty one: the same host gives the same id.
+    """The id of an agent that sent none of use: the same host gives the same id.
 
     Agents on virtual machines without a DMI product name send an empty id; many such hosts
     would collide on it.
     """
     addresses = b",".join(sorted(header.intranet_ipv4) + sorted(header.intranet_ipv6))
     name = header.hostname + b"\n" + addresses
+    if header.agent_id:
+        name += b"\n" + header.agent_id
     return DERIVED_PREFIX + str(uuid5(NAMESPACE_OID, name.decode("utf-8", "replace")))

@@ -14,6 +14,7 @@ from elkeid.agentcenter.identity import (
     ID_BYTES,
     derived_id,
     header_bytes,
+    usable_id,
 )
 from elkeid.agentcenter.link import AgentLink
 from elkeid.agentcenter.rates import ClassBudget, FlowBudget
@@ -137,7 +138,7 @@ class TransferStream:
         if header is not self.header:
             if not self._introduce(header):
                 return
-            if not header.agent_id:
+            if self.agent_id.startswith(DERIVED_PREFIX):
                 header = header.with_agent_id(self.agent_id.encode())
             self.header = header
         if gateway.per_agent is not None:
@@ -253,17 +254,18 @@ class TransferStream:
             return False
         gateway = self._gateway
         self._wire_id = wire_id
-        if wire_id:
-            self.agent_id = wire_id.decode("utf-8", "backslashreplace")
-        else:
+        self.agent_id = usable_id(wire_id)
+        nameless = not self.agent_id
+        if nameless:
             self.agent_id = derived_id(header)
             gateway.counters.unidentified += 1
             gateway.table.claims.without_id(self.agent_id, header, self.peer_addr, gateway.wall())
         if self._state is State.FIRST:
             self._cancel_timer()
-            if not wire_id and gateway.settings.empty_agent_id == "refuse":
+            if nameless and gateway.settings.empty_agent_id == "refuse":
                 gateway.counters.refused["no_id"] += 1
-                self.end(Status.INVALID_ARGUMENT, "agent_id is empty")
+                why = "has characters that cannot be shown" if wire_id else "is empty"
+                self.end(Status.INVALID_ARGUMENT, f"agent_id {why}")
             else:
                 self._claim()
         else:

@@ -2,6 +2,7 @@
 
 from itertools import count
 
+import pytest
 from twisted.internet.task import Clock
 
 from elkeid.agentcenter.api import status_of
@@ -169,15 +170,36 @@ def test_empty_id_is_derived_from_the_host() -> None:
     assert gateway.counters.unidentified == 3
 
 
-def test_empty_id_can_be_refused() -> None:
+@pytest.mark.parametrize("mark", ["\0", "\n", "\x1b", "\x7f", "\x9b", "\u202e", "\u2028"])
+def test_id_that_cannot_be_shown_is_derived_as_well(mark: str) -> None:
+    """It counts as none: records, lists and logs go by the derived id, another for another id."""
+    gateway, log, _ = make_gateway()
+    for port, name in enumerate([f"a{mark}1", f"a{mark}2"]):
+        host = Host(gateway, port=port + 1)
+        stream = host.open()
+        for data_type in (59, 42):
+            host.send(stream, batch(name, data_type))
+    log.commit()
+    ids = [data.agent_id for _, data in log.kept]
+    assert all(each.startswith("noid-") for each in ids)
+    assert ids[0] == ids[1] != ids[2] == ids[3]
+    assert {agent.agent_id for agent in gateway.table} == set(ids)
+    assert gateway.counters.unidentified == 2
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "why"), [("", "is empty"), ("a\n1", "has characters that cannot be shown")]
+)
+def test_empty_id_can_be_refused(agent_id: str, why: str) -> None:
     """Then the stream ends, but what it brought is kept."""
     gateway, log, _ = make_gateway(empty_agent_id="refuse")
     host = Host(gateway)
     stream = host.open()
-    host.send(stream, batch("", 59))
+    host.send(stream, batch(agent_id, 59))
     ended = host.ended(stream)
     assert ended is not None
     assert ended.status == Status.INVALID_ARGUMENT
+    assert ended.message == f"agent_id {why}"
     log.commit()
     assert [data.data_type for _, data in log.kept] == [59]
     assert len(gateway.table) == 0
