@@ -103,6 +103,8 @@ class Gateway:
             settings.memory_bytes - settings.decompressed_bytes, clock, self._held_elsewhere
         )
         self.slices = Slices(clock, monotonic)
+        # Told of task results that are given up because there is no memory to let them wait.
+        self.results_refused: Callable[[int], None] = lambda count: None
         self.held_elsewhere: list[Callable[[], int]] = []  # bytes in other parts' queues
         self._limits = ConnectionLimits(message_bytes=settings.message_bytes)
         self._services: dict[str, CallMaker] = {TRANSFER_PATH: self._transfer}

@@ -16,6 +16,9 @@ DERIVED_PREFIX = "noid-"
 HEADER_BYTES = 64 << 10
 """What a batch may say of its host; real ones take 200 bytes, and each stream keeps it."""
 
+HEADER_FREE_BYTES = 4 << 10
+"""Of these; each byte beyond is taken from the memory of all streams."""
+
 
 def header_bytes(header: Header) -> int:
     """Bytes that a header holds."""

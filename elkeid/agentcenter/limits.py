@@ -228,6 +228,16 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             STREAMS,
             "agentcenter/test_transfer.py::test_overlong_header_is_refused",
         ),
+        Limit(
+            "identity.HEADER_FREE_BYTES",
+            identity.HEADER_FREE_BYTES,
+            "bytes of these that a stream has anyway",
+            "what is beyond, taken twice, counts against agentcenter.memory_bytes",
+            "RESOURCE_EXHAUSTED, when none is left",
+            STREAMS,
+            "agentcenter/test_transfer.py::"
+            "test_large_headers_take_their_room_from_the_memory_of_all_streams",
+        ),
         # --- messages and memory
         setting(
             "message_bytes",

@@ -173,6 +173,10 @@ class ResultsOutbox:
             agent.agent_id, [encode_record(data_type, now, body) for data_type, body in results]
         )
 
+    def refused(self, count: int) -> None:
+        """Count results that could not even wait until it was clear whose they are."""
+        self._log.drop(RecordClass.CONTROL, "memory", count)
+
     def add(self, agent_id: str, data_type: int, fields: Mapping[str, str]) -> None:
         """Note down a result of our own."""
         self._append(agent_id, [encode_record(data_type, int(self._wall()), item.encode(fields))])

@@ -160,6 +160,7 @@ class AgentCenterRole:
         )
         self.event_log.before_commit = self.results.commit
         self.gateway.follow(self.results)
+        self.gateway.results_refused = self.results.refused
         ResultMetrics(self.registry, self.results.figures)
         self.tags = TagBook(
             self.gateway.table,

@@ -11,6 +11,7 @@ from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, HEARTBEATS, PLUGIN_LI
 from elkeid.agentcenter.identity import (
     DERIVED_PREFIX,
     HEADER_BYTES,
+    HEADER_FREE_BYTES,
     ID_BYTES,
     derived_id,
     header_bytes,
@@ -57,6 +58,7 @@ class TransferStream:
         "_flow_timer",
         "_gateway",
         "_half_closed",
+        "_header_bytes",
         "_held",
         "_held_bytes",
         "_link",
@@ -101,6 +103,7 @@ class TransferStream:
         self.turned_away = False  # was refused before it could claim its id
         self.agent_id = ""
         self.header: Header | None = None
+        self._header_bytes = 0  # taken from the memory budget for it
         self.budget: ClassBudget | None = None
         self.complained = False  # the log has a line about its heartbeats
         self.dropped = 0  # records of this stream above its rates
@@ -228,20 +231,21 @@ class TransferStream:
     def _introduce(self, header: Header) -> bool:
         """Look at what a batch says of its sender when that is new; False ends the stream."""
         wire_id = header.agent_id
-        if self.header is not None:
-            if wire_id == self._wire_id:
-                return True
+        if self.header is not None and wire_id != self._wire_id:
             self._violate(
                 Status.INVALID_ARGUMENT, "agent_id differs from that of the stream's first message"
             )
             return False
         size = header_bytes(header)
-        if size > HEADER_BYTES:
+        if size > HEADER_BYTES or not self._keep_header(size):
+            limit = f"limit {HEADER_BYTES}" if size > HEADER_BYTES else "no memory is left for it"
             self._violate(
                 Status.RESOURCE_EXHAUSTED,
-                f"hostname, addresses and the like take {size} bytes; limit {HEADER_BYTES}",
+                f"hostname, addresses and the like take {size} bytes; {limit}",
             )
             return False
+        if self.header is not None:
+            return True
         if len(wire_id) > ID_BYTES:
             self._violate(
                 Status.INVALID_ARGUMENT, f"agent_id of {len(wire_id)} bytes; limit {ID_BYTES}"
@@ -271,6 +275,21 @@ class TransferStream:
         else:
             self.turned_away = True
         self._find_tags()
+        return True
+
+    def _keep_header(self, size: int) -> bool:
+        """Take memory for a large header in place of the last one's; False if there is none.
+
+        It may be kept twice: of the last batch, and of the last heartbeat.
+        """
+        memory = self._gateway.memory
+        wanted = 2 * max(size - HEADER_FREE_BYTES, 0)
+        more = wanted - self._header_bytes
+        if more > 0 and not memory.take(more):
+            return False
+        self._header_bytes = wanted
+        if more < 0:
+            memory.give(-more)
         return True
 
     def _claim(self) -> None:
@@ -343,6 +362,7 @@ class TransferStream:
         results = [(kind, body) for kind, _, body in packet.special if kind in TASK_RESULTS]
         if results and self._state is State.CLAIMING:
             if not self._keep_waiting(sum(len(body) for _, body in results)):
+                self._gateway.results_refused(len(results))
                 return
             # As many as one window lets through: the call is paused meanwhile.
             self._waiting_results += results
@@ -394,6 +414,7 @@ class TransferStream:
                 self._report(cancelled.reason)
         self._cancel_timer()
         self._forget_waiting()
+        self._keep_header(0)
         if self._flow_timer is not None:
             self._flow_timer.cancel()
             self._flow_timer = None

@@ -402,6 +402,12 @@ class ResultsTests(SynchronousTestCase):
         outbox.clock.advance(2 * HOUSEKEEPING_SECONDS)
         self.assertEqual(outbox.box.problems(), [])
 
+    def test_results_that_others_gave_up_are_counted(self) -> None:
+        """They never came here, and stand in the ledger all the same."""
+        outbox = self.outbox()
+        outbox.box.refused(3)
+        self.assertEqual(outbox.box.figures().dropped, 3)
+
     def test_a_disk_that_cannot_be_read_is_tried_again(self) -> None:
         """The sending goes on when the disk does."""
         outbox = self.outbox()

@@ -414,6 +414,57 @@ def test_overlong_header_is_refused() -> None:
     assert log.kept == []
 
 
+def test_later_batch_may_say_no_more_of_its_host() -> None:
+    """Each batch's word of its host is kept, so each is held against the limit."""
+    gateway, log, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.send(stream, batch("a1", 42, hostname="h" * HEADER_BYTES))
+    ended = host.ended(stream)
+    assert ended is not None
+    assert ended.status == Status.RESOURCE_EXHAUSTED
+    assert log.of("a1") == [59]
+
+
+def test_large_headers_take_their_room_from_the_memory_of_all_streams() -> None:
+    """It comes back with the stream, or a smaller header; without room the stream ends."""
+    gateway, log, _ = make_gateway(memory_bytes=65 * 1024 * 1024)
+    free, large = gateway.memory.limit, HEADER_BYTES // 4
+    hosts = [Host(gateway, f"10.0.0.{number}") for number in range(60)]
+    streams = [host.open() for host in hosts]
+    for number, (host, stream) in enumerate(zip(hosts, streams, strict=True)):
+        host.send(stream, batch(f"a{number}", 59, hostname="h" * large))
+    ends = [host.ended(stream) for host, stream in zip(hosts, streams, strict=True)]
+    refused = [end for end in ends if end is not None]
+    assert 0 < len(refused) < 60
+    assert {end.status for end in refused} == {Status.RESOURCE_EXHAUSTED}
+    assert free - 2 * large < gateway.memory.used <= free
+    before = gateway.memory.used
+    hosts[0].send(streams[0], batch("a0", 60, hostname="h"))
+    assert gateway.memory.used < before - large
+    for host in hosts:
+        host.drop()
+    assert gateway.memory.used == 0
+    log.commit()
+    assert len(log.kept) == 60 - len(refused) + 1
+
+
+def test_claimants_results_without_room_are_counted() -> None:
+    """Results that cannot wait for the end of a dispute are told; their records are kept."""
+    gateway, log, _ = make_gateway()
+    refused: list[int] = []
+    gateway.results_refused = refused.append
+    holder = Host(gateway)
+    holder.send(holder.open(), batch("a1", 59))
+    assert gateway.memory.take(gateway.memory.limit)
+    claimant = Host(gateway, "10.0.0.2")
+    claimant.send(claimant.open(), batch("a1", 5100, 59, 5100))
+    assert refused == [2]
+    log.commit()
+    assert len(log.of("a1")) == 4
+
+
 def test_flood_of_heartbeats_is_not_worked_through() -> None:
     """Only the newest are applied, as many as the rate lets pass; bad ones are said once."""
     gateway, log, _ = make_gateway()
