@@ -15,7 +15,6 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from elkeid.config import split_endpoint
 from elkeid.errors import StoreError
 from elkeid.manager.acpoll import Reports
 from elkeid.manager.claims import Claim, ClaimTable, Verdict, is_elder
@@ -84,6 +83,9 @@ class _Head(msgspec.Struct):
 class _Alive(msgspec.Struct):
     alive: dict[str, str]
     gone: list[str]
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
 
 
 @define
@@ -394,11 +396,10 @@ def _heads(
     items: Sequence[msgspec.Raw], source: Source, skew: float
 ) -> list[tuple[str, Claim] | None]:
     """Whose each entry is, and of which stream; None where that cannot be told."""
-    decode = msgspec.json.Decoder(_Head).decode
     found: list[tuple[str, Claim] | None] = []
     for item in items:
         try:
-            info = decode(item).agent_info
+            info = _decode_head(item).agent_info
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             info = None  # the store counts it as malformed, if it is
         if info is None or not info.agent_id:
@@ -410,7 +411,6 @@ def _heads(
 
 
 def _host(address: str) -> str:
-    try:
-        return split_endpoint(address)[0]
-    except ValueError:
-        return address
+    """``host:port`` or ``[v6]:port`` without the port; whatever it is, equal texts stay equal."""
+    host = address.rpartition(":")[0]
+    return host[1:-1] if host[:1] == "[" else host

@@ -2,19 +2,20 @@
 
 from elkeid.config import ManagerSettings
 from elkeid.limits import Limit
-from elkeid.manager import audit, live, logins, passwords, throttle
+from elkeid.manager import audit, claim_watch, live, logins, passwords, throttle
 from elkeid.manager.store import tokens, users
 
 LISTENERS = "elkeid_manager_live_listeners"
 MISSED = "elkeid_manager_live_missed_total"
 ANSWERS = "elkeid_manager_answers"
+CLAIMS = "elkeid_manager_claims_total"
 LOGINS = "elkeid_manager_logins"
 AUDIT = "elkeid_manager_audit"
 
 
 def limits(settings: ManagerSettings) -> list[Limit]:
     """All of them, with the values that these settings give."""
-    return [*_of_users(settings), *_of_listeners()]
+    return [*_of_users(settings), *_of_listeners(), *_of_claims()]
 
 
 def _of_users(settings: ManagerSettings) -> list[Limit]:
@@ -193,5 +194,32 @@ def _of_listeners() -> list[Limit]:
     ]
     return [
         Limit(name, value, unit, reason, answer, metric, f"manager/test_live.py::{test}")
+        for name, value, unit, reason, answer, metric, test in rows
+    ]
+
+
+def _of_claims() -> list[Limit]:
+    rows = [
+        (
+            "claim_watch.DISPUTES",
+            claim_watch.DISPUTES,
+            "claims that wait for a sign of life of another stream",
+            "one gateway's agents, if all of them moved behind another address",
+            "the report is left out until the next one",
+            CLAIMS,
+            "test_too_many_disputes",
+        ),
+        (
+            "claim_watch.DISPUTE_BYTES",
+            claim_watch.DISPUTE_BYTES,
+            "bytes of their reports",
+            "an agent's has some 4 KiB",
+            "the report is left out until the next one",
+            CLAIMS,
+            "test_too_many_disputes",
+        ),
+    ]
+    return [
+        Limit(name, value, unit, reason, answer, metric, f"manager/test_claims.py::{test}")
         for name, value, unit, reason, answer, metric, test in rows
     ]

@@ -1,6 +1,7 @@
 """One agent id, one stream, across AgentCenters: who keeps it, who is told, what is shown."""
 
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import given, settings
@@ -294,6 +295,18 @@ class AcrossTests(SynchronousTestCase):
         self.advance(1)
         self.beat(three, "192.0.2.3", 1)
         self.assertEqual(others.reset, ["a"])
+
+    def test_too_many_disputes(self) -> None:
+        """Of more claims than may wait, or larger ones, the reports are left out."""
+        self.beat(self.one, "192.0.2.1", 100)
+        for name in ("DISPUTES", "DISPUTE_BYTES"):
+            with patch(f"elkeid.manager.claim_watch.{name}", 0):
+                self.beat(self.two, "192.0.2.2", 1)
+            self.assertEqual(self.ones.probed, [])
+        counts = self.deployment.manager.claims.figures()[1]
+        self.assertEqual((counts["surplus"], counts["refused"]), (2, 0))
+        self.beat(self.two, "192.0.2.2", 1)
+        self.assertEqual(self.twos.reset, ["a"])
 
     def test_upstream(self) -> None:
         """An AgentCenter of upstream is believed about who is connected."""
