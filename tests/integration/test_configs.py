@@ -16,7 +16,7 @@ from elkeid.wire.command import COMMAND_BYTES
 from tests.integration.servers import free_ports, running, settings_text, twistd
 from tests.integration.signed import signed
 from tests.integration.test_first_light import Manager, fleet
-from tests.integration.test_load import agentswarm, server_in
+from tests.integration.test_load import generator, server_in
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +56,7 @@ def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
 
 def test_commands_to_another_client(tmp_path: Path) -> None:
     """grpc-go takes tasks and a config of just 4 MiB, window by window; it is sent none above."""
-    program = agentswarm()
+    program = generator()
     with server_in(tmp_path) as (_, ports):
         gateway = Gateway(tmp_path / "keys", ports[1])
         argv = ["-addr", f"127.0.0.1:{ports[0]}", "-certs", str(tmp_path / "keys")]

@@ -28,7 +28,7 @@ from elkeid.wire import mqdata
 from elkeid.wire.datatypes import RecordClass
 from tests.integration.kafka_cluster import KafkaCluster, missing
 from tests.integration.servers import BIN, free_ports, running, settings_text, twistd
-from tests.integration.test_load import SEQ, agentswarm, start_fleet, swarm
+from tests.integration.test_load import SEQ, generator, start_fleet, swarm
 from tests.kafka.support import Log
 
 pytestmark = pytest.mark.integration
@@ -117,7 +117,7 @@ def test_every_record_is_in_the_topic(
     total: int,
 ) -> None:
     """Exactly what 200 agents sent, each in order, and byte for byte what the log holds."""
-    agentswarm()
+    generator()
     topic, ports = topic_of(request), free_ports(4)
     broker.create_topic(topic)
     (tmp_path / "elkeid.toml").write_text(settings_text(ports) + kafka_text(broker, topic))
