@@ -34,6 +34,11 @@ IDS_LIMIT: Final = 5_000
 """Hosts named in one call; news of more concern every host."""
 
 
+RECENT_SECONDS: Final = 60.0
+"""Since news was announced: a gateway that is listed within it is told too. Its agents may have
+asked before, as it serves them some seconds before ServiceDiscovery lists it here."""
+
+
 class Http(Protocol):
     """Makes signed calls; `JsonClient`."""
 
@@ -70,21 +75,36 @@ class News:
         self._listed: set[str] = set()
         self._telling: dict[str, Deferred[None]] = {}
         self._untold: dict[str, _Untold] = {}
+        self._recent = _Untold()  # what was announced lately
+        self._recent_until = 0.0
 
     def changed(self, instances: Iterable[Instance]) -> None:
-        """Take note of the gateways that there are; new ones ask by themselves."""
+        """Take note of the gateways that there are; tell new ones what was announced lately."""
+        before = self._listed
         self._listed = {str(Source(each.ip, each.port)) for each in instances}
+        if self._clock.seconds() < self._recent_until:
+            for gateway in self._listed - before:
+                self._note(gateway, self._recent.ids)
 
     def announce(self, agent_ids: Collection[str] | None = None) -> None:
         """Something changed for these hosts, or for all: tell every gateway."""
+        now = self._clock.seconds()
+        if now >= self._recent_until:
+            self._recent = _Untold()
+        self._recent.add(agent_ids)
+        self._recent_until = now + RECENT_SECONDS
         for gateway in self._listed:
-            self._untold.setdefault(gateway, _Untold()).add(agent_ids)
-            if gateway not in self._telling:
-                self._begin(gateway)
+            self._note(gateway, agent_ids)
+
+    def _note(self, gateway: str, agent_ids: Collection[str] | None) -> None:
+        self._untold.setdefault(gateway, _Untold()).add(agent_ids)
+        if gateway not in self._telling:
+            self._begin(gateway)
 
     def stop(self) -> None:
         """Tell nobody any more."""
         self._untold.clear()
+        self._recent_until = 0.0
         for telling in list(self._telling.values()):
             telling.cancel()
 

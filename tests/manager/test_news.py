@@ -71,6 +71,23 @@ class NewsTests(SynchronousTestCase):
         self.advance(100)
         self.assertEqual(len(self.gateways.told), count)
 
+    def test_listed_just_after(self) -> None:
+        """A gateway that is listed soon after news is told it; later ones ask by themselves."""
+        self.news.announce(["a1"])
+        self.advance(20)
+        self.news.announce(["a2"])
+        self.advance(20)
+        self.gateways.told.clear()
+        self.gateways.bodies.clear()
+        self.news.changed([At("10.0.0.1"), At("10.0.0.3")])
+        self.advance(1)
+        self.assertEqual(self.gateways.told, ["10.0.0.3:6752"])
+        self.assertEqual(self.gateways.bodies, [{"agent_ids": ["a1", "a2"]}])
+        self.advance(60)
+        self.news.changed([At("10.0.0.1"), At("10.0.0.4")])
+        self.advance(1)
+        self.assertEqual(len(self.gateways.told), 1)
+
     def test_given_up(self) -> None:
         """One that leaves, or is never reached, is not told for ever."""
         self.gateways.answers["10.0.0.1:6752"] = Unreachable("down")
