@@ -21,9 +21,8 @@ from elkeid.discovery.load import (
     is_draining,
     limit_of,
     version_of,
-    zone_of,
 )
-from elkeid.discovery.members import netloc
+from elkeid.discovery.members import Zones, netloc
 from elkeid.discovery.registry import Record, State
 from elkeid.errors import RequestRefused
 from elkeid.manager.acpoll import AC_NAME, AcPoll, PollState
@@ -241,6 +240,7 @@ class Cluster:
         polls: of agents' status.
         http: asks members of ServiceDiscovery.
         members: ``host:port`` of these.
+        zones: networks of zones, as ServiceDiscovery has them; for instances that name none.
         across: gives what was judged across AgentCenters.
     """
 
@@ -253,10 +253,12 @@ class Cluster:
         *,
         http: JsonClient,
         members: Sequence[str],
+        zones: Sequence[str],
         across: Callable[[], list[AcrossConflict]],
     ) -> None:
         self._gateways, self._discovery, self._polls = gateways, discovery, polls
         self._http, self._members, self._across = http, members, across
+        self._zones = Zones(zones)
         self._drains = Shared(clock, self._ask_drains)
         self._ledger = Shared(clock, self._ask_ledgers)
         self._disputes = Shared(clock, self._ask_disputes)
@@ -283,7 +285,7 @@ class Cluster:
         states = self._polls.states()
         return Instances(
             [
-                _gateway(source, record, drains, states.get(source))
+                _gateway(source, record, self._zones.of_record(record), drains, states.get(source))
                 for source, record in sorted(self._records(AC_NAME).items(), key=_by_address)
             ],
             await self._discoveries.get(),
@@ -330,7 +332,7 @@ class Cluster:
         zones: dict[str, list[Source]] = {}
         for source in agents:
             record = records.get(source)
-            zone = None if record is None else zone_of(record.extra)
+            zone = None if record is None else self._zones.of_record(record)
             zones.setdefault(zone or "", []).append(source)
         return Distribution(
             total,
@@ -487,7 +489,11 @@ def _latest(entries: list[T], at: Callable[[T], int]) -> list[T]:
 
 
 def _gateway(
-    source: Source, record: Record, drains: Answers[DrainState | int], poll: PollState | None
+    source: Source,
+    record: Record,
+    zone: str | None,
+    drains: Answers[DrainState | int],
+    poll: PollState | None,
 ) -> GatewayView:
     told = drains.answered.get(source)
     drain = told if isinstance(told, DrainState) else None
@@ -503,7 +509,7 @@ def _gateway(
         limit=limit_of(record.extra),
         cpu=cpu_of(record.extra),
         version=version_of(record.extra),
-        zone=zone_of(record.extra),
+        zone=zone,
         state=drain.state if drain is not None else _told_state(record),
         connections=None if drain is None else drain.connections,
         agents=None if told is None else _agents(told),

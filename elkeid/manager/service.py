@@ -147,6 +147,7 @@ class ManagerRole:
             self.polls,
             http=sd_http,
             members=settings.discovery.members,
+            zones=settings.discovery.zones,
             across=self.claims.conflicts,
         )
         command_agent = ac_agent or http_agent(reactor, self._ac_tls, PER_AC)
