@@ -274,9 +274,11 @@ def _start(
     if locked.row.task_type != CONFIG_TASK:
         lacking = [agent_id for agent_id, token in tokens.items() if token is None]
         tokens |= zip(lacking, issue_tokens(connection, lacking, now), strict=True)
-    orders, rows = [], []
+    orders, rows, sources = [], [], dict[tuple[str, int], Source]()
     for row, job in here:
-        source, config = Source(row.source_ip, row.source_port), configs.get(row.agent_id)
+        place = row.source_ip, row.source_port
+        source = sources.get(place) or sources.setdefault(place, Source(*place))
+        config = configs.get(row.agent_id)
         order = Order(row.agent_id, tokens[row.agent_id], source, config, row.sends, row.tries)
         orders.append(order)
         rows.append(

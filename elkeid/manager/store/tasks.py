@@ -314,10 +314,7 @@ def run_task(connection: Connection, number: int, run: Run, now: float) -> Begun
             .offset(count - 1)
             .limit(1)
         ).scalar_one()
-    job_id = f"id-{row.task_type}-{int(now * 1e9)}"
-    taken = select(task_job.c.number).where(task_job.c.job_id == job_id)
-    if connection.execute(taken).first() is not None:
-        job_id += f"-{row.number}"
+    job_id = _new_job_id(connection, row.task_type, now)
     connection.execute(
         insert(task_job).values(
             job_id=job_id,
@@ -335,6 +332,17 @@ def run_task(connection: Connection, number: int, run: Run, now: float) -> Begun
     locked.values |= {"distributed": row.distributed + count, "status": RUNNING}
     locked.save(connection)
     return Begun(job_id, count)
+
+
+def _new_job_id(connection: Connection, task_type: str, now: float) -> str:
+    """The type and nanoseconds, as upstream's; of runs in the same nanosecond, later ones."""
+    moment = int(now * 1e9)
+    while True:
+        job_id = f"id-{task_type}-{moment}"
+        taken = select(task_job.c.number).where(task_job.c.job_id == job_id)
+        if connection.execute(taken).first() is None:
+            return job_id
+        moment += 1
 
 
 NEEDS_APPROVAL = "a second person must approve this task first: POST /api/v1/agent/approveTask"
