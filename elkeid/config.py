@@ -325,6 +325,7 @@ class ManagerSettings:
     port: int = _port(6701)
     tls_port: int | None = field(default=None)
     plain_http: bool = field(default=False, validator=boolean)
+    proxy_networks: tuple[str, ...] = field(default=(), validator=networks)
     # It may hold a password: not shown.
     database: str | None = field(default=None, validator=database_url, repr=False)
     database_password_file: Path | None = field(default=None, validator=optional_path)

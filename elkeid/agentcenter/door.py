@@ -24,7 +24,7 @@ from elkeid.agentcenter.handshakes import Handshakes
 from elkeid.agentcenter.link import AgentLink
 from elkeid.config import AgentCenterSettings
 from elkeid.descriptors import REFUSED_SHARE, STRANGERS, UNBOUNDED
-from elkeid.web.plain import Networks
+from elkeid.web.peers import Networks
 from elkeid.wire.proxy import ProxyHeaderInvalid, read_proxy_header
 
 WAIT_SHARE: Final = 0.8

@@ -27,7 +27,7 @@ from elkeid.manager.store.tokens import (
 )
 from elkeid.manager.store.users import User, add_user, end_sessions, find_user, has_level
 from elkeid.private_files import write_new_private
-from elkeid.web.plain import Networks
+from elkeid.web.peers import Networks
 from elkeid.welcome import ADMIN, ADMIN_PASSWORD_FILE
 
 FLUSH_SECONDS = 30.0

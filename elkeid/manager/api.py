@@ -170,6 +170,7 @@ def make_api(
     metrics_networks: Sequence[str],
     *,
     audit: AuditLog,
+    proxies: Sequence[str],
 ) -> Api:
     """Put a face together.
 
@@ -180,6 +181,7 @@ def make_api(
         metrics: shown under ``/metrics``.
         metrics_networks: who may see them.
         audit: has every call that changes something.
+        proxies: networks of proxies in front.
     """
 
     def observe(route: Route | None, status: int) -> None:
@@ -204,6 +206,7 @@ def make_api(
         },
         observe,
         witness=audit,
+        proxies=proxies,
     )
-    api.mount("/metrics", MetricsPage(metrics.registry, metrics_networks, api.refusal))
+    api.mount("/metrics", MetricsPage(metrics.registry, metrics_networks, api.refusal, proxies))
     return api

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from elkeid.web.plain import Networks
+from elkeid.web.peers import Networks
 from elkeid.web.refusals import AccessDenied, AuthenticationFailed
 from elkeid.web.routes import Call
 from elkeid.web.signed import SignatureCheck

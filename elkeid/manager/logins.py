@@ -250,6 +250,7 @@ class Logins:
 
     async def _check_second_factor(self, call: Call, user: User, otp: str) -> None:
         if not otp:
+            await self._turn_away(call, user.username, OTP_REQUIRED, "otp: missing", user)
             raise LoginRefused(OTP_REQUIRED, "otp: missing", "otp_missing")
         step = step_of(user.otp_secret or "", otp, self._wall())
         if step is not None:

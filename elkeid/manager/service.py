@@ -254,6 +254,7 @@ class ManagerRole:
             self.metrics,
             self._settings.manager.metrics_networks,
             audit=self.audit,
+            proxies=self._settings.manager.proxy_networks,
         )
 
     async def start(self) -> None:

@@ -71,7 +71,7 @@ Verdict = Free | Work | Locked
 def address_of(peer: str) -> str:
     """What counts as one address: an IPv4 address, or the network that an IPv6 one is of."""
     try:
-        ip = ipaddress.ip_address(peer)
+        ip = ipaddress.ip_address(peer.partition("%")[0])  # without the zone of a link
     except ValueError:
         return peer[:64]
     mapped = getattr(ip, "ipv4_mapped", None)

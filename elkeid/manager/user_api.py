@@ -14,7 +14,7 @@ from elkeid.manager.codes import MESSAGES, PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.passwords import PasswordRefused
 from elkeid.manager.roles import ADMINS, EVERY_USER
 from elkeid.web.answers import Answer
-from elkeid.web.plain import Networks
+from elkeid.web.peers import Networks
 from elkeid.web.refusals import AnswerInstead, CodedRefusal, ParameterInvalid
 from elkeid.web.routes import AuthKind, Call, Routes
 

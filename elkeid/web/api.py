@@ -27,6 +27,7 @@ from elkeid.web.answers import (
     Takeover,
     encode_json,
 )
+from elkeid.web.peers import Networks, client_behind
 from elkeid.web.refusals import (
     AnswerInstead,
     BodyTooLarge,
@@ -73,6 +74,7 @@ class Api(Resource):
         observe: called with route and HTTP status for every answer; route is None where no
             declared one was met.
         witness: told of calls that change something; nobody by default.
+        proxies: networks of proxies whose word on who the client is counts; none by default.
     """
 
     isLeaf = True
@@ -87,9 +89,10 @@ class Api(Resource):
         observe: Callable[[Route | None, int], None] = lambda route, status: None,
         *,
         witness: Witness | None = None,
+        proxies: Iterable[str] = (),
     ) -> None:
         super().__init__()
-        self._witness = witness
+        self._witness, self._proxies = witness, Networks(proxies)
         self.routes: list[Route] = []
         self._envelope, self._errors, self._observe = envelope, errors or {}, observe
         self._authenticators = {AuthKind.NONE: _anyone, **(authenticators or {})}
@@ -169,7 +172,7 @@ class Api(Resource):
         request: Any,
         parts: Mapping[str, str],
     ) -> Any:
-        peer = getattr(request.getClientAddress(), "host", "")
+        peer = client_behind(request, self._proxies)
         _, _, query = request.uri.partition(b"?")
         call: Call = Call(
             route.method,

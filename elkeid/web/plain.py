@@ -1,6 +1,5 @@
 """What every face has beside its own routes: liveness, readiness, metrics."""
 
-import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,27 +9,11 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from elkeid.web.answers import JSON_TYPE, Answer, encode_json
+from elkeid.web.peers import Networks, client_behind
 from elkeid.web.refusals import AccessDenied, Refusal
 from elkeid.web.routes import Call, Routes
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every scraper understands
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class Networks:
-    """A set of IP networks."""
-
-    def __init__(self, networks: Iterable[str]) -> None:
-        self._networks: list[IPNetwork] = [ipaddress.ip_network(each) for each in networks]
-
-    def __contains__(self, address: object) -> bool:
-        """Say whether an address lies in one of them; a mapped IPv4 counts as IPv4."""
-        try:
-            ip = ipaddress.ip_address(str(address))
-        except ValueError:
-            return False
-        mapped = getattr(ip, "ipv4_mapped", None)
-        return any((mapped or ip) in network for network in self._networks)
 
 
 class Readiness(msgspec.Struct, omit_defaults=True):
@@ -95,6 +78,7 @@ class MetricsPage(Resource):
         registry: what to show.
         networks: who may see it; others get 403.
         refusal: the face's own way to refuse: `elkeid.web.api.Api.refusal`.
+        proxies: networks of proxies in front.
     """
 
     isLeaf = True
@@ -104,14 +88,16 @@ class MetricsPage(Resource):
         registry: CollectorRegistry,
         networks: Iterable[str],
         refusal: Callable[[Refusal], tuple[int, bytes]],
+        proxies: Iterable[str] = (),
     ) -> None:
         super().__init__()
+        self._proxies = Networks(proxies)
         self._registry, self._allowed = registry, Networks(networks)
         self._refusal = refusal
 
     def render(self, request: Request) -> Any:
         """Make the page."""
-        peer = getattr(request.getClientAddress(), "host", "")
+        peer = client_behind(request, self._proxies)
         if peer not in self._allowed:
             refusal = AccessDenied(f"{peer} is in none of metrics_networks")
             return send_json(request, *self._refusal(refusal))

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
 from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.http_headers import Headers
 
 from elkeid.manager.captcha import LIFE_SECONDS, Captcha, solve
 from elkeid.manager.store.logins import Failures, note_failure
@@ -374,6 +376,51 @@ class NetworkTests(Case):
             )
         )
         self.assertEqual(tuple(kept), (ADDRESSES_PER_USER, NOW + 5))
+
+
+class ProxyTests(Case):
+    settings = {  # noqa: RUF012
+        "proxy_networks": ["127.0.0.0/8", "10.0.0.0/8"],
+        "metrics_networks": ["192.0.2.0/24"],
+    }
+
+    def address(self, *forwarded: str) -> str:
+        """What the Manager takes a login to come from."""
+        headers = Headers()
+        for each in forwarded:
+            headers.addRawHeader("x-forwarded-for", each)
+        body = msgspec.json.encode({"username": "alice", "password": PASSWORD})
+        port = self.deployment.settings.manager.port
+        url = f"http://127.0.0.1:{port}{LOGIN}"
+        got = self.deployment.network.run(self.deployment._exchange("POST", url, headers, body))
+        token = got.data["token"]
+        shown = self.call("GET", "/api/v1/user/sessions", token=token).data
+        address: str = next(each["peer"] for each in shown if each["current"])
+        return address
+
+    def test_clients_behind_proxies(self) -> None:
+        """The last address that is no proxy of ours counts; what stands before it is invented."""
+        self.deployment.add_user("alice", 3)
+        for forwarded, address in (
+            ((), "127.0.0.1"),
+            (("192.0.2.1",), "192.0.2.1"),
+            (("6.6.6.6, 192.0.2.1",), "192.0.2.1"),
+            (("6.6.6.6", "192.0.2.1, 10.0.0.1"), "192.0.2.1"),
+            (("2001:db8::1",), "2001:db8::1"),
+            (("192.0.2.1, unknown",), "127.0.0.1"),
+            (("10.0.0.2, 10.0.0.1",), "10.0.0.2"),
+            ((",".join(["10.0.0.1"] * 1000),), "10.0.0.1"),
+        ):
+            self.assertEqual(self.address(*forwarded), address, forwarded)
+        self.come_from("192.0.2.9")
+        self.assertEqual(self.address("6.6.6.6"), "192.0.2.9")
+
+    def test_waits_are_of_clients(self) -> None:
+        """Who guesses behind a proxy makes nobody else behind it wait."""
+        self.deployment.add_user("alice", 3)
+        self.counts("alice", "192.0.2.1", pair=TRIES)
+        self.assertEqual(self.address("192.0.2.2"), "192.0.2.2")
+        self.assertEqual(self.call("GET", "/metrics").status, 403)
 
 
 class OldPasswordTests(Case):

@@ -1,8 +1,10 @@
 """Two Managers on one database: what one decides holds for the other, at once."""
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from attrs import evolve
 
 from elkeid.manager.auditcheck import verify
@@ -11,12 +13,16 @@ from elkeid.manager.service import ManagerRole
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.throttle import CAPTCHA_TRIES
 from elkeid.manager.totp import STEP_SECONDS, code_at
+from tests.integration.postgres import needs_postgres
 
 from .deployment import HASHER, PASSWORD, MarkedThreads
+from .stores import migrated_url
 from .test_logins import LOGIN, Case
 
 
 class TwoManagersTests(Case):
+    """On SQLite, as a test can have it; see below for PostgreSQL."""
+
     def setUp(self) -> None:
         super().setUp()
         deployment, network = self.deployment, self.deployment.network
@@ -101,3 +107,15 @@ class TwoManagersTests(Case):
         database.open()
         self.addCleanup(database.close)
         self.assertEqual(verify(database).head.seq, max(each["seq"] for each in rows) + 1)
+
+
+@pytest.mark.integration
+@needs_postgres
+class TwoManagersOnPostgresTests(TwoManagersTests):
+    """The same on PostgreSQL."""
+
+    def setUp(self) -> None:
+        url = migrated_url("postgresql", Path())
+        self.settings = {"database": url.__enter__()}
+        self.addCleanup(url.__exit__, None, None, None)
+        super().setUp()

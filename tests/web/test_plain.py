@@ -7,7 +7,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.web.answers import CodeEnvelope
 from elkeid.web.api import Api
-from elkeid.web.plain import Liveness, MetricsPage, Networks
+from elkeid.web.peers import Networks
+from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.site import FaceSite
 
 from .memory import MemoryNetwork, RawConnection
