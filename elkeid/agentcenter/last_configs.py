@@ -29,6 +29,10 @@ PATH: Final = "/config/last"
 PEER_SECONDS: Final = 2.0
 """For a peer's answer."""
 
+SEARCH_SECONDS: Final = 4.0
+"""For all answers of one peer, which may tell little in each: what came by then counts. A host
+that waits is to have its config within 10 s."""
+
 PEER_LIMIT: Final = 64
 """Peers asked; each serves thousands of hosts."""
 
@@ -126,9 +130,10 @@ class Peers:
     async def _ask(self, address: str, agent_ids: Sequence[str]) -> dict[str, Delivered]:
         found: dict[str, Delivered] = {}
         left = list(agent_ids)
-        while left:
+        until = self._clock.seconds() + SEARCH_SECONDS
+        while left and (seconds := min(PEER_SECONDS, until - self._clock.seconds())) > 0:
             try:
-                told, more = await self._ask_once(address, left)
+                told, more = await self._ask_once(address, left, seconds)
             except CallFailed as error:
                 self.failures += 1
                 self._resting[address] = self._clock.seconds() + REST_SECONDS
@@ -141,12 +146,12 @@ class Peers:
         return found
 
     async def _ask_once(
-        self, address: str, agent_ids: Sequence[str]
+        self, address: str, agent_ids: Sequence[str], seconds: float
     ) -> tuple[dict[str, Delivered], set[str]]:
         """What a peer tells of these hosts, and those that it has no room for."""
         query = urlencode([("agent_id", agent_id) for agent_id in agent_ids])
         reply = await self._http.get(
-            f"https://{address}{PATH}?{query}", seconds=PEER_SECONDS, limit=ANSWER_BYTES
+            f"https://{address}{PATH}?{query}", seconds=seconds, limit=ANSWER_BYTES
         )
         answer = reply.decode(_Answer)
         skew = reply.skew if reply.skew is not None and abs(reply.skew) > SKEW_SECONDS else 0.0

@@ -27,6 +27,7 @@ from elkeid.agentcenter.last_configs import (
     GATHER_SECONDS,
     PEER_SECONDS,
     REST_SECONDS,
+    SEARCH_SECONDS,
     LastConfigRoutes,
     LastConfigs,
     Peers,
@@ -401,6 +402,24 @@ class LastConfigsTests(SynchronousTestCase):
         found = self.successResultOf(Deferred.fromCoroutine(self.peers.ask(ids)))
         self.assertEqual(sorted(found), ids)
         self.assertEqual(sizes, [3, 3, 1])
+
+    def test_peer_that_tells_little_in_much_time(self) -> None:
+        """Hosts wait no longer than for a search; what came by then is theirs."""
+        ids = [f"a{number}" for number in range(BATCH)]
+
+        async def get(url: str, *, seconds: float, limit: int) -> Reply:
+            asked = [each.partition("=")[2] for each in url.partition("?")[2].split("&")]
+            self.shelf.clock.advance(seconds * 0.9)
+            entry = {"agent_id": asked[0], "delivered_at": NOW, "config": [{"name": "driver"}]}
+            answer = {"code": 0, "data": [entry, entry | {"agent_id": "b"}], "more": asked}
+            return Reply(200, json.dumps(answer).encode(), None)
+
+        self.others.get = get  # type: ignore[method-assign]
+        self.peers.changed([At("10.0.0.2")])
+        found = self.successResultOf(Deferred.fromCoroutine(self.peers.ask(ids)))
+        self.assertLessEqual(self.shelf.clock.seconds(), SEARCH_SECONDS)
+        self.assertTrue(2 <= len(found) < BATCH, len(found))
+        self.assertLessEqual(set(found), set(ids))
 
     def test_refusals(self) -> None:
         """Peers are told nothing without a signature, an id, or about too many."""
