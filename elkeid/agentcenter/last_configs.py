@@ -34,7 +34,7 @@ SEARCH_SECONDS: Final = 4.0
 that waits is to have its config within 10 s."""
 
 PEER_LIMIT: Final = 64
-"""Peers asked; each serves thousands of hosts."""
+"""Peers that are asked anything; each serves thousands of hosts."""
 
 REST_SECONDS: Final = 10.0
 """A peer that did not answer is left alone so long: hosts wait for the slowest."""
@@ -114,6 +114,11 @@ class Peers:
         """Take note of who is there, as ServiceDiscovery says."""
         addresses = {join_endpoint(each.ip, each.port) for each in instances}
         self._addresses = sorted(addresses - {self._own})[:PEER_LIMIT]
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """``host:port`` of the others' APIs."""
+        return self._addresses
 
     async def ask(self, agent_ids: Sequence[str]) -> dict[str, Delivered]:
         """The newest delivery to each of these hosts that any peer knows of."""

@@ -183,7 +183,7 @@ class AgentCenterRole:
             check=TokenCheck(
                 self.gateway.tokens,
                 manager=self._manager,
-                peers=self._peers,
+                peers=lambda: self.configs.peers.addresses,
                 http=self._peer_http,
                 clock=reactor,
                 monotonic=time.monotonic,
@@ -255,15 +255,6 @@ class AgentCenterRole:
         """Bytes of disk that uploads may still take."""
         stats = self.event_log.stats()
         return stats.free_bytes - stats.min_free_bytes
-
-    async def _peers(self) -> list[str]:
-        """Base URLs of the other gateways."""
-        own = (self._address, self._settings.agentcenter.http_port)
-        return [
-            f"https://{join_endpoint(each.ip, each.port)}"
-            for each in await self._discovery.lookup(HTTP_NAME)
-            if (each.ip, each.port) != own
-        ]
 
     def _http(self, policy: IPolicyForHTTPS | None = None, kept: int = 2) -> JsonClient:
         """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""

@@ -4,7 +4,7 @@ Source: docs/protocol.md, "Uploads".
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -23,9 +23,6 @@ MANAGER_PATH: Final = "/api/v1/inner/token"
 
 CHECK_SECONDS: Final = 3.0
 """For all who are asked, together: the host waits meanwhile."""
-
-PEER_LIMIT: Final = 64
-"""Gateways asked for one token."""
 
 UNCONFIRMED_RATE: Final = 1 / 60
 UNCONFIRMED_BURST: Final = 60.0
@@ -90,7 +87,7 @@ class TokenCheck:
     Args:
         book: of this gateway.
         manager: is asked for tokens that are not in it.
-        peers: gives the base URLs of the other gateways.
+        peers: gives the addresses of the other gateways' APIs, as they are now.
         http: asks them; signs, and verifies their certificates.
         clock: for the deadline.
         monotonic: seconds that only go forward.
@@ -103,7 +100,7 @@ class TokenCheck:
         book: TokenBook,
         *,
         manager: ManagerClient,
-        peers: Callable[[], Awaitable[Sequence[str]]],
+        peers: Callable[[], Sequence[str]],
         http: JsonClient,
         clock: IReactorTime,
         monotonic: Callable[[], float],
@@ -163,7 +160,7 @@ class TokenCheck:
             raise _NotKnown("not a token of the Manager")
 
     async def _ask_peers(self, token: str) -> None:
-        peers = list(await self._peers())[:PEER_LIMIT]
+        peers = self._peers()
         if not peers:
             raise _NotKnown("no other gateway")
         questions = [Deferred.fromCoroutine(self._ask_peer(peer, token)) for peer in peers]
@@ -172,7 +169,7 @@ class TokenCheck:
 
     async def _ask_peer(self, peer: str, token: str) -> None:
         reply = await self._http.get(
-            peer + TOKEN_PATH, {"token": token}, seconds=CHECK_SECONDS, limit=64 << 10
+            f"https://{peer}{TOKEN_PATH}", {"token": token}, seconds=CHECK_SECONDS, limit=64 << 10
         )
         answer = reply.decode(_PeerAnswer)
         if answer.code or not answer.data.known:

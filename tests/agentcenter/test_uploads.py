@@ -141,8 +141,8 @@ class UploadTests(SynchronousTestCase):
         manager = ManagerClient(self.http, ["m:1"])
         self.results = Results()
 
-        async def peers() -> list[str]:
-            return list({url.rpartition("/upload")[0] for url in self.http.peers})
+        def peers() -> list[str]:
+            return [url.split("/")[2] for url in self.http.peers]
 
         self.uploads = Uploads(
             self.gateway,
