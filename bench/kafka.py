@@ -56,13 +56,14 @@ class Topics:
     """Makes a topic for each run."""
 
     cluster: KafkaCluster
+    partitions: int = PARTITIONS
     made: int = 0
 
     def new(self) -> KafkaSettings:
         """Settings of a fresh topic."""
         self.made += 1
         name = f"run-{self.made}"
-        self.cluster.create_topic(name, PARTITIONS)
+        self.cluster.create_topic(name, self.partitions)
         return KafkaSettings(brokers=tuple(self.cluster.bootstrap), topic=name)
 
 
