@@ -17,6 +17,8 @@ from kafka.producer.transaction_manager import (
     TransactionManager,
     TransactionState,
 )
+from kafka.protocol.api_message import ApiMessage
+from kafka.protocol.parser import KafkaProtocol
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 from kafka.structs import TopicPartition
 
@@ -44,6 +46,10 @@ RELIED_ON: dict[Any, str] = {
     Sender.run_once: "91bf02ab61c2",
     Sender.force_close: "7963a0d23bc9",
     Sender._send_producer_data: "35ed0cfde943",
+    Sender._create_produce_requests: "2a25b97db861",
+    Sender._produce_request: "d2085792c451",
+    KafkaProtocol.send_request: "ad512b973d99",
+    ApiMessage.encode: "ccde93df5a9e",
     Sender._complete_batch: "6fa3de760946",
     Sender._complete_batch_with_exception: "5b3ea4f38cab",
     Sender._dispatch_error: "4019d9d8c84a",
