@@ -54,6 +54,11 @@ _PARTS: Final = 7
 """Of a record, in the list that becomes a batch."""
 
 
+UUID_FRONT: Final = b"\x22\x24"
+UUID_END: Final = 38
+"""How a suffix begins with an agent id of 36 bytes, as all but a few are, and where that ends."""
+
+
 def agent_id(suffix: bytes) -> bytes:
     """The agent id that a suffix (MQData fields 4 to 15) begins with; empty if it has none."""
     if len(suffix) > 2 and suffix[0] == 0x22 and suffix[1] < 0x80:
@@ -159,7 +164,7 @@ def encode(
                 max_ms = max(max_ms, time_ms)
                 later = time_ms - base
                 front = after[later] if 0 <= later < _TABLED else b"\0" + _zigzag(later)
-        key = agent_id(suffix)
+        key = suffix[2:UUID_END] if suffix[:2] == UUID_FRONT else agent_id(suffix)
         key_bytes = len(key)
         middle = (table[key_bytes] if key_bytes < _TABLED else _zigzag(key_bytes)) + key
         suffix_bytes = len(suffix)

@@ -20,7 +20,7 @@ from elkeid.config import MiB
 from elkeid.eventlog.cursors import ClassCursor
 from elkeid.eventlog.format import Entry
 from elkeid.eventlog.reader import ClassReader, cut_entry
-from elkeid.kafka.batches import Batch, agent_id
+from elkeid.kafka.batches import UUID_END, UUID_FRONT, Batch, agent_id
 from elkeid.kafka.partition import partition_of
 from elkeid.wire.datatypes import RecordClass
 
@@ -250,7 +250,7 @@ class ClassFeed:
         size, known = 0, self._slot_by_agent
         for entry in entries:
             _, _, count, suffix, region, _ = entry
-            key = agent_id(suffix)
+            key = suffix[2:UUID_END] if suffix[:2] == UUID_FRONT else agent_id(suffix)
             slot = known.get(key) or self._slot_of(key)
             size += len(region) + 1
             if slot.parked is not None:

@@ -40,7 +40,11 @@ bodies = st.lists(st.binary(max_size=300), min_size=1, max_size=5)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.binary(min_size=1, max_size=40), bodies, st.integers(0, 10_000))),
+    st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=40) | st.just(b"u" * 36), bodies, st.integers(0, 10_000)
+        )
+    ),
     st.integers(100, 3000),
     st.integers(1, 12),
     st.sampled_from(sorted(COMPRESSORS)),
