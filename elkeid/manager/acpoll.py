@@ -32,11 +32,11 @@ ANSWER_BYTES = 256 << 20
 WHOLE_SECONDS = 180.0
 """Pause for an AC that knows no cursor and sends everything each time: upstream's own pace."""
 
-FORGET_SECONDS = 10.0
-"""An AC silent for so long: nobody knows any more which agents it holds."""
-
 SKEW_SECONDS = 2.0
 """A smaller difference of clocks is within what a Date header, cut to seconds, can tell."""
+
+FORGET_SECONDS = 10.0
+"""An AC silent for so long: nobody knows any more which agents it holds."""
 
 CURSOR_CHARACTERS = 256
 """A longer cursor is not sent back."""
@@ -58,6 +58,9 @@ class Reports(Protocol):
 
     async def keep_only(self, source: Source, ids: Iterable[str]) -> None:
         """An AC has these agents and no others."""
+
+    async def heard(self, source: Source, pause: float) -> None:
+        """All that an AC said is stored; it is asked again after a pause, in seconds."""
 
     async def forget(self, source: Source) -> None:
         """An AC cannot be asked, so that nobody knows whom it has."""
@@ -205,10 +208,13 @@ class AcPoller:
         # Only now: what could not be stored is asked for again.
         known = answer.cursor is not None and len(answer.cursor) <= CURSOR_CHARACTERS
         self._cursor = answer.cursor if known and answer.cursor else ""
-        self._worked(applied)
         if known and answer.more:
-            return 0.0
-        return self._poll_seconds if known else max(self._poll_seconds, WHOLE_SECONDS)
+            pause = 0.0
+        else:
+            pause = self._poll_seconds if known else max(self._poll_seconds, WHOLE_SECONDS)
+        await self._agents.heard(self.source, pause)
+        self._worked(applied)
+        return pause
 
     def _worked(self, applied: Applied) -> None:
         self._metrics.polls.labels("answered").inc()

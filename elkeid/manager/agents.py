@@ -1,28 +1,79 @@
-"""What the Manager knows of agents: pages for operators, reports from AgentCenters."""
+"""What the Manager knows of agents: pages for operators, reports from AgentCenters, states.
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Protocol
+With several Managers each polls every AC: any of them may vanish, and none has to be told what
+another has heard. What they write is the same, and written where it is newer than what is there:
+of two that bring the same heartbeat the second changes nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
+from attrs import frozen
 from sqlalchemy import Connection
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
-from elkeid.manager.documents import AgentReport, MalformedItem, Source, agent_report
-from elkeid.manager.filter import EVERYTHING, Every, Orders, Path, Test
-from elkeid.manager.store.agents import (
-    Applied,
+from elkeid.errors import StoreError
+from elkeid.manager.beats import Sorted
+from elkeid.manager.documents import AgentReport, Source
+from elkeid.manager.filter import EVERYTHING, Test
+from elkeid.manager.store.agent_pages import (
+    EXACT_ROWS,
     Page,
-    apply_reports,
+    count_of_agents,
+    ids_of_agents,
+    page_of_agents,
+)
+from elkeid.manager.store.agents import (
+    IDS_PER_STATEMENT,
+    Applied,
+    apply_sorted,
+    connected_to,
     count_agents,
     disconnect,
     find_agent,
-    forget_connections,
-    keep_only,
-    page_of_agents,
+    forget_gateway,
+    forget_gateways,
+    heard,
+    shown_agents,
+    silent_agents,
+    silent_gateways,
+    slices,
+    sort_out,
+    turn_offline,
 )
 from elkeid.manager.store.store import Store
 
 REPORTS_PER_WRITE = 500
-"""Agents per transaction: about 50 ms, so that a login never waits long for a large report."""
+"""Agents per transaction: at most 50 ms, so that a login never waits long for a large report."""
+
+SWEEP_SECONDS = 4.0
+"""Pause between two looks for agents that have become silent: states are true within 5 s."""
+
+HEARD_SECONDS = 10.0
+"""An AC of which no Manager has heard for so long after it was due: nobody knows any more which
+agents it holds."""
+
+COUNT_SECONDS = 5.0
+"""How old the number of matches of a large list may be."""
+
+COUNT_AGAIN_SECONDS = 2.0
+"""From this age on it is counted anew, meanwhile the old one is shown."""
+
+COUNTS = 256
+"""Filters whose numbers of matches are remembered."""
+
+COUNT_KEY_CHARACTERS = 4_096
+"""A longer filter's number is not remembered."""
+
+
+@frozen
+class _Counted:
+    total: int
+    at: float
 
 
 class Follower(Protocol):
@@ -36,35 +87,51 @@ class Follower(Protocol):
     def left(self, connection: Connection, source: Source, ids: Iterable[str]) -> None:
         """These agents left an AC."""
 
-    def kept(self, connection: Connection, source: Source, ids: Collection[str]) -> None:
-        """An AC has these agents and no others."""
-
 
 class AgentStatus:
     """Agents as last reported.
 
     Args:
         store: open.
+        clock: for pauses.
         wall: seconds since the epoch.
         offline_seconds: silence after which an agent is offline.
         follower: is told of every report.
     """
 
+    log = Logger()
+
     def __init__(
         self,
         store: Store,
+        clock: IReactorTime,
         wall: Callable[[], float],
         offline_seconds: float,
         follower: Follower,
     ) -> None:
-        self._store, self._wall, self._offline_seconds = store, wall, offline_seconds
         self._follower = follower
-        self.total = 0  # agents; kept here, since counting a million rows takes time
+        self._store, self._wall, self._offline_seconds = store, wall, offline_seconds
+        self.total = 0  # agents, as last counted
+        self._sweeps = LoopingCall(self._sweep)
+        self._sweeps.clock = clock
+        self._sweeping: Deferred[None] | None = None
+        self._counts: dict[str, _Counted] = {}  # test -> matches; the last ones asked for
+        self._counting: set[str] = set()
+        self._heard: dict[Source, int] = {}  # not stored yet
+        self._storing_heard = False
 
     async def start(self) -> None:
-        """Read what is stored; who is connected is not known any more."""
-        await self._store.write(forget_connections)
+        """Read what is stored, and keep states true; who is connected is not known any more."""
+        await self._store.write(forget_gateways)
         self.total = await self._store.read(count_agents)
+        self._sweeps.start(SWEEP_SECONDS, now=False)
+
+    async def stop(self) -> None:
+        """Sweep no more."""
+        if self._sweeps.running:
+            self._sweeps.stop()
+        if self._sweeping is not None:
+            await self._sweeping
 
     @property
     def fresh_since(self) -> float:
@@ -72,26 +139,53 @@ class AgentStatus:
         return self._wall() - self._offline_seconds
 
     async def page(self, test: Test, offset: int, limit: int) -> Page:
-        """A page of the agents that satisfy a test, by id; see `page_of_agents`."""
-        total = self.total if test == EVERYTHING else None
-        return await self._store.read(
-            page_of_agents, test, offset, limit, self.fresh_since, total=total
-        )
+        """A page of the agents that satisfy a test; see `page_of_agents`.
+
+        The total is exact up to `EXACT_ROWS`, and above at most `COUNT_SECONDS` old.
+        """
+        key = repr(test)
+        known = self._counts.pop(key, None)
+        if known is not None and not 0 <= self._wall() - known.at <= COUNT_SECONDS:
+            known = None
+        if known is None:
+            at = self._wall()
+            page = await self._store.read(page_of_agents, test, offset, limit)
+            self._remember(key, _Counted(page.total, at))
+            return page
+        self._counts[key] = known  # the last of those asked for
+        if self._wall() - known.at > COUNT_AGAIN_SECONDS and key not in self._counting:
+            self._counting.add(key)
+            Deferred.fromCoroutine(self._count_again(key, test))
+        return await self._store.read(page_of_agents, test, offset, limit, total=known.total)
+
+    def _remember(self, key: str, counted: _Counted) -> None:
+        self._counts.pop(key, None)
+        if counted.total <= EXACT_ROWS or len(key) > COUNT_KEY_CHARACTERS:
+            return
+        self._counts[key] = counted
+        while len(self._counts) > COUNTS:
+            del self._counts[next(iter(self._counts))]
+
+    async def _count_again(self, key: str, test: Test) -> None:
+        at = self._wall()
+        try:
+            self._remember(key, _Counted(await self._store.read(count_of_agents, test), at))
+        except StoreError:
+            return  # whoever asks next counts, and hears of it
+        finally:
+            self._counting.discard(key)
 
     async def following(self, test: Test, after: str, limit: int) -> list[msgspec.Raw]:
         """The next agents that satisfy a test, by id, from one id on; `after` is not among them.
 
         However far one goes, each step costs the same.
         """
-        later = Every((test, Orders(Path(("agent_id",)), ">", after)))
-        page = await self._store.read(
-            page_of_agents, later, 0, limit, self.fresh_since, total=limit
-        )
-        return page.items
+        ids = await self._store.read(ids_of_agents, test, after, limit)
+        return await self._store.read(shown_agents, ids) if ids else []
 
     async def find(self, agent_id: str) -> msgspec.Raw | None:
         """One agent's document."""
-        return await self._store.read(find_agent, agent_id, self.fresh_since)
+        return await self._store.read(find_agent, agent_id)
 
     async def apply(
         self, source: Source, items: Sequence[msgspec.Raw], skew: float
@@ -109,57 +203,85 @@ class AgentStatus:
         done, ids = Applied(), list[str]()
         for start in range(0, len(items), REPORTS_PER_WRITE):
             some = items[start : start + REPORTS_PER_WRITE]
-            applied, present = await self._store.write(_apply, source, some, skew, self._follower)
+            # What takes longest does so where it holds nobody's writes up.
+            found = await self._store.read(sort_out, source, some, skew)
+            if found.beats or found.reports:
+                applied = await self._store.write(self._apply, source, found, skew)
+            else:
+                applied = Applied(unchanged=found.unchanged, malformed=found.malformed)
             self.total += applied.added
             done += applied
-            ids += present
+            ids += found.ids
         return done, ids
+
+    def _apply(self, connection: Connection, source: Source, found: Sorted, skew: float) -> Applied:
+        applied = apply_sorted(connection, source, found, skew, self.fresh_since)
+        reports = [report for report, _ in found.reports]
+        self._follower.reported(connection, source, reports, skew)
+        return applied
 
     async def left(self, source: Source, ids: Iterable[str]) -> None:
         """Note that agents have left an AC."""
-        await self._store.write(_left, source, list(ids), self._follower)
+        for some in slices(ids):
+            await self._store.write(self._left, source, some)
+
+    def _left(self, connection: Connection, source: Source, ids: Sequence[str]) -> None:
+        disconnect(connection, source, ids)
+        self._follower.left(connection, source, ids)
 
     async def keep_only(self, source: Source, ids: Iterable[str]) -> None:
         """Note that an AC has these agents and no others."""
-        await self._store.write(_kept, source, set(ids), self._follower)
+        present = set(ids)
+        had = await self._store.read(connected_to, source)
+        await self.left(source, [each for each in had if each not in present])
+
+    async def heard(self, source: Source, pause: float) -> None:
+        """Note that an AC has answered, that all it said is stored, and when it is asked again.
+
+        Args:
+            source: the AC.
+            pause: until then, seconds.
+        """
+        self._heard[source] = int(self._wall() + pause + HEARD_SECONDS)
+        if self._storing_heard:
+            return  # whoever is at it takes this one along
+        self._storing_heard = True
+        try:
+            while self._heard:
+                some, self._heard = self._heard, {}
+                await self._store.write(heard, some)
+        finally:
+            self._storing_heard = False
 
     async def forget(self, source: Source) -> None:
         """Note that an AC cannot be asked, so that nobody knows whom it has."""
-        await self._store.write(forget_connections, source)
+        await self._store.write(forget_gateway, source)
 
+    def _sweep(self) -> "Deferred[None]":
+        self._sweeping = Deferred.fromCoroutine(self._swept())
+        return self._sweeping
 
-def _left(connection: Connection, source: Source, ids: Sequence[str], follower: Follower) -> None:
-    disconnect(connection, source, ids)
-    follower.left(connection, source, ids)
-
-
-def _kept(connection: Connection, source: Source, ids: set[str], follower: Follower) -> None:
-    keep_only(connection, source, ids)
-    follower.kept(connection, source, ids)
-
-
-def _apply(
-    connection: Connection,
-    source: Source,
-    items: Sequence[msgspec.Raw],
-    skew: float,
-    follower: Follower,
-) -> tuple[Applied, list[str]]:
-    """Decode and store, in a thread; an entry that cannot be used costs no other."""
-    reports: list[AgentReport] = []
-    malformed = 0
-    for item in items:
+    async def _swept(self) -> None:
         try:
-            entry: Any = msgspec.json.decode(item)
-            if not isinstance(entry, dict):
-                raise MalformedItem("no object")
-            report = agent_report(entry, skew)
-        except (MalformedItem, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            malformed += 1
-            continue
-        if report is not None:
-            reports.append(report)
-    applied = apply_reports(connection, source, reports)
-    follower.reported(connection, source, reports, skew)
-    applied.malformed = malformed
-    return applied, [report.agent_id for report in reports]
+            await self._find_silent()
+            now = self._wall()
+            if await self._store.read(silent_gateways, now):
+                await self._store.write(forget_gateways, now)
+            self.total = (await self.page(EVERYTHING, 0, 1)).total
+        except StoreError as error:
+            self.log.warn("agents' states are not brought up to date: {error}", error=error)
+        except Exception:
+            self.log.failure("looking for silent agents failed; trying on")
+        finally:
+            self._sweeping = None
+
+    async def _find_silent(self) -> None:
+        after, fresh_since = "", self.fresh_since
+        while True:
+            ids = await self._store.read(silent_agents, fresh_since, after, IDS_PER_STATEMENT)
+            if not ids:
+                return
+            await self._store.write(turn_offline, ids, fresh_since)
+            if len(ids) < IDS_PER_STATEMENT:
+                return
+            after = ids[-1]

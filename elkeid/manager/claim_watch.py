@@ -188,6 +188,10 @@ class ClaimWatch:
         )
         self._told_all.add(source)
 
+    async def heard(self, source: Source, pause: float) -> None:
+        """See `AgentStatus`."""
+        await self._inner.heard(source, pause)
+
     async def forget(self, source: Source) -> None:
         """Nobody knows whom an AgentCenter has."""
         self._told_all.discard(source)

@@ -33,6 +33,20 @@ PLUGIN_LIMIT = 256
 AGENT_ID_CHARACTERS = 128
 """Real ids have 36 characters; upstream allows any."""
 
+FOUND_CHARACTERS = 256
+"""Of a field that hosts are found by, such as the name: names in DNS have up to 253. What is longer
+is cut; an index takes so much."""
+
+ADDRESS_FIELDS = ("intranet_ipv4", "extranet_ipv4", "intranet_ipv6", "extranet_ipv6")
+
+ADDRESS_CHARACTERS = 64
+"""IPv6 addresses have up to 45; what is longer is cut."""
+
+ADDRESS_LIMIT = 256
+"""Addresses of one kind of one host; the rest is left out."""
+
+FOUND_KEYS = ("hostname", "state", "version", "platform", "idc")
+
 TIME_LIMIT = 1 << 40
 """Unix seconds that still format as a date (the year 36812); a later time is nonsense."""
 
@@ -61,7 +75,7 @@ MANAGER_KEYS = frozenset(
 )
 """Fields that are the Manager's: an agent that reports one of these names is not believed."""
 
-_TEXT_KEYS = TEXT_FIELDS | {"hostname"}
+TEXT_KEYS = TEXT_FIELDS | {"hostname"}
 """Text for every reader; an AC that makes a number of "5.10" breaks typed readers of the page."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -153,6 +167,17 @@ def _as_text(value: Any) -> Any:
     return text_of(value)
 
 
+def _addresses(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:ADDRESS_CHARACTERS]
+    if not isinstance(value, list):
+        return value
+    return [
+        each[:ADDRESS_CHARACTERS] if isinstance(each, str) else each
+        for each in value[:ADDRESS_LIMIT]
+    ]
+
+
 def _timestamp(value: Any, skew: float) -> int:
     if type(value) not in (int, float) or not 0 < value < TIME_LIMIT:
         raise MalformedItem("last_heartbeat_time is no unix time")
@@ -185,9 +210,15 @@ def agent_report(item: Mapping[str, Any], skew: float = 0.0) -> AgentReport | No
         raise MalformedItem(f"more than {PLUGIN_LIMIT} plugins")
     seen = _timestamp(info.get("last_heartbeat_time"), skew)
     fields = canonical({k: v for k, v in info.items() if k not in MANAGER_KEYS})
-    for key in _TEXT_KEYS:
+    for key in TEXT_KEYS:
         if key in fields:
             fields[key] = _as_text(fields[key])
+    for key in FOUND_KEYS:
+        if fields.get(key) is not None:
+            fields[key] = fields[key][:FOUND_CHARACTERS]
+    for key in ADDRESS_FIELDS:
+        if key in fields:
+            fields[key] = _addresses(fields[key])
     fields["last_heartbeat_time"] = seen
     reported = []
     for plugin in plugins or ():
@@ -241,3 +272,33 @@ def merged(
         document = {**kept, **report.fields, **own}
         text = text_of(document)
     return document, text
+
+
+BEAT_KEYS = ("last_heartbeat_time", "last_heartbeat_time_format")
+"""Fields that every heartbeat changes."""
+
+
+def hot_fields(report: AgentReport) -> dict[str, Any]:
+    """Of a report what any heartbeat may change: figures, and plugins with theirs."""
+    hot: dict[str, Any] = {
+        key: value
+        for key, value in report.fields.items()
+        if type(value) in (int, float) and key not in BEAT_KEYS
+    }
+    hot["plugins"] = report.plugins
+    return hot
+
+
+def split(document: Mapping[str, Any], hot: Mapping[str, Any]) -> tuple[str, str]:
+    """A document as it is stored: the text of what changes slowly, and of what is hot."""
+    slow = {k: v for k, v in document.items() if k not in hot and k not in BEAT_KEYS}
+    return text_of(slow), text_of(hot)
+
+
+def joined(slow: str, hot: str, last_heartbeat_time: int) -> dict[str, Any]:
+    """The document of which `split` made these texts."""
+    document: dict[str, Any] = msgspec.json.decode(slow)
+    document |= msgspec.json.decode(hot)
+    document["last_heartbeat_time"] = last_heartbeat_time
+    document["last_heartbeat_time_format"] = local_format(last_heartbeat_time)
+    return document

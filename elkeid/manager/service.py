@@ -104,7 +104,9 @@ class ManagerRole:
             threads = PoolThreads(reactor, self._pool)
         self.store = Store(database_of(settings), threads)
         self.hosts = HostParts(settings, self.store, threads, reactor, wall)
-        self.agents = AgentStatus(self.store, wall, manager.offline_seconds, self.hosts.watch)
+        self.agents = AgentStatus(
+            self.store, reactor, wall, manager.offline_seconds, self.hosts.watch
+        )
         credentials = Credentials(*keys.signing_pair)
         sd_http = JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials)
         self.discovery = DiscoveryClient(
@@ -321,6 +323,7 @@ class ManagerRole:
             self.task_engine.stop,
             self.live.stop,
             self.polls.stop,
+            self.agents.stop,
             self.claims.stop,
             self.hosts.stop,
             self.access.stop,

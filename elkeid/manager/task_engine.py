@@ -92,7 +92,6 @@ STORE_PAUSE: Final = 1.0
 class EngineSettings:
     """Of ``[manager]``, as far as the engine is concerned."""
 
-    offline_seconds: float
     drop_hosts: int
     drop_seconds: float
     approval_hosts: int
@@ -348,13 +347,12 @@ class TaskEngine:
         state = await self._store.read(preparing, number)
         if state is None:
             return False
-        fresh_since = self._wall() - self._settings.offline_seconds
         try:
             test = test_of(msgspec.json.decode(state.selection, type=Selection))
         except (FilterError, msgspec.MsgspecError):
             self.log.failure("task {number}: its selection cannot be read", number=number)
             test = None
-        ids = await self._store.read(selected_after, test, fresh_since, state.after, SLICE)
+        ids = await self._store.read(selected_after, test, state.after, SLICE)
         last = len(ids) < SLICE
         await self._store.write(
             add_subtasks,

@@ -77,7 +77,6 @@ class TaskDefaults:
     wait_seconds: float
     approval_hosts: int
     approval_uploads: bool
-    offline_seconds: float
 
 
 @frozen(kw_only=True)
@@ -131,8 +130,7 @@ class Tasks:
             FilterError: the filter cannot be used.
         """
         test = test_of(wanted.selection)
-        fresh_since = self._wall() - self._defaults.offline_seconds
-        count = await self._store.read(count_selected, test, fresh_since)
+        count = await self._store.read(count_selected, test)
         needs_approval = self._uploads(wanted.data) or (0 < self._defaults.approval_hosts < count)
         new = self._new(wanted, WAITING if needs_approval else "")
         number, task_id = await self._store.write(create_task, new, self._wall())
@@ -143,14 +141,13 @@ class Tasks:
     async def presence(self, selection: Selection) -> tuple[int, int]:
         """How many hosts are selected, unknown ids too, and how many of them are not offline."""
         test = test_of(selection)
-        fresh_since = self._wall() - self._defaults.offline_seconds
         if test is None:
             return 0, 0
         online = Every((test, IsIn(Path(("agent_state",)), ("running", "abnormal"))))
-        there = await self._store.read(count_selected, online, fresh_since)
+        there = await self._store.read(count_selected, online)
         if selection.id_list:
             return len(set(selection.id_list)), there
-        return await self._store.read(count_selected, test, fresh_since), there
+        return await self._store.read(count_selected, test), there
 
     def _uploads(self, data: dict[str, Any]) -> bool:
         spec = data["task"]
@@ -364,7 +361,6 @@ def make_tasks(
         sender,
         wall,
         settings=EngineSettings(
-            offline_seconds=settings.offline_seconds,
             drop_hosts=settings.drop_hosts,
             drop_seconds=settings.drop_seconds,
             approval_hosts=settings.approval_hosts,
@@ -376,6 +372,5 @@ def make_tasks(
         wait_seconds=settings.task_wait_seconds,
         approval_hosts=settings.approval_hosts,
         approval_uploads=settings.approval_uploads,
-        offline_seconds=settings.offline_seconds,
     )
     return engine, Tasks(store, engine, sender, wall, defaults)

@@ -4,7 +4,7 @@ Told of every report in the transaction that stores it. What a report confirms c
 narrow row; only what changes is written.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -18,7 +18,6 @@ from elkeid.manager.store.hosts import (
     HostEvent,
     HostState,
     add_events,
-    connected_at,
     host_states,
     keep_states,
 )
@@ -188,13 +187,6 @@ class HostWatch:
         for start in range(0, len(wanted), IDS_PER_STATEMENT):
             some = wanted[start : start + IDS_PER_STATEMENT]
             self._left(connection, gateway, host_states(connection, some, locked=True))
-
-    def kept(self, connection: Connection, source: Source, ids: Collection[str]) -> None:
-        """An AC has these agents and no others."""
-        here = connected_at(connection, str(source), locked=False)
-        gone = here.keys() - set(ids)
-        if gone:
-            self.left(connection, source, sorted(gone))
 
     def _left(self, connection: Connection, gateway: str, states: dict[str, HostState]) -> None:
         changes = _Changes(self._ring)

@@ -376,10 +376,10 @@ class HeldTests(SynchronousTestCase):
         ac.beat("a")
         network.advance(3)
         polls.changed([])
-        work, held.waiting = held.waiting, []
+        self.assertGreater(len(held.waiting), 0)
+        while held.waiting:
+            usual.run(held.waiting.pop(0))
         store._threads = usual
-        self.assertEqual(len(work), 1)
-        usual.run(work[0])
         network.flush()
         self.assertEqual(deployment.status(deployment.login())["total"], 1)
         self.assertEqual(len(polls._ending), 0)

@@ -13,7 +13,8 @@ from sqlalchemy import text
 from elkeid.manager import filter as filters
 from elkeid.manager.documents import Source, canonical
 from elkeid.manager.filter import FilterBody, FilterError, holds, parse
-from elkeid.manager.store.agents import apply_reports, disconnect, page_of_agents
+from elkeid.manager.store.agent_pages import page_of_agents
+from elkeid.manager.store.agents import apply_reports, disconnect, heard
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.postgres_regex import ere_of
 from tests.integration.postgres import needs_postgres
@@ -307,18 +308,22 @@ def compare(database: Database, fields: list[dict[str, Any]], raws: list[dict[st
         for number, each in enumerate(fields):
             seen = NOW - 400 * number
             reports = [report(f"agent-{number}", **each | {"last_heartbeat_time": seen})]
-            apply_reports(connection, Source(AC.ip, AC.port + number % 2), reports)
+            source = Source(AC.ip, AC.port + number % 2)
+            apply_reports(connection, source, reports, FRESH_SINCE)
         disconnect(connection, AC, ["agent-0"])
+        heard(connection, {AC: NOW})
         shown = [
             msgspec.json.decode(item)
-            for item in page_of_agents(connection, filters.EVERYTHING, 0, 10, FRESH_SINCE).items
+            for item in page_of_agents(connection, filters.EVERYTHING, 0, 10).items
         ]
         assert all(canonical(each) == each for each in shown)
         for raw in raws:
             test = parse(body(raw), datetime.UTC)
             expected = [each for each in shown if holds(test, each)]
-            page = page_of_agents(connection, test, 0, 10, FRESH_SINCE)
+            page = page_of_agents(connection, test, 0, 10, by_id=True)
             assert [msgspec.json.decode(item) for item in page.items] == expected, raw
+            ordered = page_of_agents(connection, test, 0, 10)
+            assert sorted(ordered.items, key=bytes) == sorted(page.items, key=bytes), raw
             assert page.total == len(expected)
         undone.rollback()
 

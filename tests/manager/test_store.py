@@ -442,6 +442,6 @@ def test_restart_keeps_agents(path: Path) -> None:
     run(kept.close())
     again = Store(SqliteDatabase(f"sqlite:///{path}"), InlineThreads())
     run(again.open())
-    rows = run(again.read(lambda c: c.execute(text("SELECT document FROM agent_detail")).all()))
+    rows = run(again.read(lambda c: c.execute(text("SELECT fields FROM agent_hot")).all()))
     assert '"cpu":1' in rows[0][0]
     run(again.close())

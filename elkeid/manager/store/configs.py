@@ -6,8 +6,9 @@ import msgspec
 from attrs import frozen
 from sqlalchemy import Connection, insert, select, update
 
+from elkeid.manager.store.agents import plugins_of
 from elkeid.manager.store.host_configs import host_configs
-from elkeid.manager.store.schema import agent_detail, stored_config
+from elkeid.manager.store.schema import stored_config
 
 DEFAULT = "default"
 """The config of every host that has none of its own."""
@@ -67,19 +68,9 @@ def config_and_plugins(
     connection: Connection, agent_id: str
 ) -> tuple[StoredConfig | None, frozenset[str]]:
     """The config for a host, its own or the default one, and the plugins last reported."""
-    document = connection.execute(
-        select(agent_detail.c.document).where(agent_detail.c.agent_id == agent_id)
-    ).scalar()
-    plugins = frozenset[str]() if document is None else plugins_of(document)
+    plugins = plugins_of(connection, [agent_id]).get(agent_id, frozenset())
     own = host_configs(connection, [agent_id]).get(agent_id)
     if own is None:
         return find_config(connection), plugins
     stored = StoredConfig(own.items, own.drops_confirmed, own.updated_at, own.updated_at)
     return stored, plugins
-
-
-def plugins_of(document: str) -> frozenset[str]:
-    """The names of the plugins in an agent's document."""
-    plugins: list[Any] = msgspec.json.decode(document).get("plugins", [])
-    names = (each.get("name") for each in plugins if isinstance(each, dict))
-    return frozenset(name for name in names if isinstance(name, str))

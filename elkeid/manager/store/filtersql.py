@@ -6,36 +6,42 @@ columns and tables are constants here; every key and value of a request is a bou
 each database's own dialect, the rest is plain SQL.
 """
 
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from attrs import Factory, define, frozen
 
-from elkeid.manager.documents import text_of
+from elkeid.manager.documents import ADDRESS_FIELDS, FOUND_KEYS, TEXT_KEYS, text_of
 from elkeid.manager.filter import Every, IsIn, Matches, Not, Orders, Some, Test, index_of, kind_of
 from elkeid.manager.store.postgres_regex import ere_of
 
+_BEAT = (
+    "(SELECT agent_beat.last_heartbeat_time FROM agent_beat"
+    " WHERE agent_beat.agent_id = agent.agent_id)"
+)
+
 COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
     "agent_id": ("agent.agent_id", "text"),
-    "agent_state": (
-        "(CASE WHEN agent.last_heartbeat_time < :fresh_since THEN 'offline'"
-        " WHEN agent.state = 'abnormal' THEN 'abnormal' ELSE 'running' END)",
-        "text",
+    "agent_state": ("agent.agent_state", "text"),
+    "connected": (
+        "(CASE WHEN EXISTS (SELECT 1 FROM gateway WHERE gateway.ip = agent.source_ip"
+        " AND gateway.port = agent.source_port AND gateway.answers) THEN agent.connected END)",
+        "bool",
     ),
-    "connected": ("agent.connected", "bool"),
     "first_heartbeat_time": ("agent.first_heartbeat_time", "number"),
-    "hostname": ("agent.hostname", "text"),
-    "last_heartbeat_time": ("agent.last_heartbeat_time", "number"),
+    "last_heartbeat_time": (_BEAT, "number"),
     "source_ip": ("agent.source_ip", "text"),
     "source_port": ("agent.source_port", "number"),
-    "state": ("agent.state", "text"),
-    "version": ("agent.version", "text"),
+    **{name: (f"agent.{name}", "text") for name in FOUND_KEYS},
 }
-"""Field -> its SQL and the only type it may have; NULL is a missing field.
+"""Field -> its SQL and the only type it may have; NULL is a missing field."""
 
-``:fresh_since`` is the oldest heartbeat, in unix seconds, of an agent that is not offline.
-"""
+_SLOW: Final = TEXT_KEYS | {"tags", "_id", "first_heartbeat_time_format"}
+_HOT: Final = frozenset({"plugins"})
 
 REGEXP = "elkeid_matches"
 """Name of SQLite's function ``(pattern, text) -> boolean``; PostgreSQL has an operator."""
@@ -55,36 +61,69 @@ class _Parameters:
 
 @frozen
 class Condition:
-    """A WHERE expression over ``agent`` and, if it reads documents, ``agent_detail``."""
+    """A WHERE expression over ``agent``."""
 
     sql: str
     parameters: dict[str, Any]
-    reads_documents: bool
 
 
-def condition(test: Test, fresh_since: float, dialect: str) -> Condition:
+def condition(test: Test, dialect: str) -> Condition:
     """Translate a test.
 
     Args:
         test: what `elkeid.manager.filter.parse` gave.
-        fresh_since: unix seconds; an older last heartbeat means offline.
         dialect: ``sqlite`` or ``postgresql``.
 
     Raises:
         FilterError: a regular expression that PostgreSQL cannot run.
     """
     compiler = _COMPILERS[dialect]()
-    sql = compiler.boolean(test)
-    values = compiler.parameters.values
-    if ":fresh_since" in sql:
-        values["fresh_since"] = fresh_since
-    return Condition(sql, values, compiler.reads_documents)
+    return Condition(compiler.boolean(test), compiler.parameters.values)
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_ /:,@=~!#%&-]")
+_ESCAPED = re.compile(r"\\[^A-Za-z0-9]")
+
+
+def literal_prefix(pattern: str) -> tuple[str, bool]:
+    """What every text that matches begins with, and whether that is all that the pattern asks.
+
+    Args:
+        pattern: in RE2's syntax.
+    """
+    if not pattern.startswith("^") or "|" in pattern:
+        return "", False
+    at, found = 1, list[str]()
+    while at < len(pattern):
+        if _ESCAPED.match(pattern, at):
+            found.append(pattern[at + 1])
+            at += 2
+        elif _PLAIN.match(pattern, at) or ord(pattern[at]) > 127:
+            found.append(pattern[at])
+            at += 1
+        else:
+            break
+    if at < len(pattern) and pattern[at] in "*?{+" and found:
+        found.pop()  # it need not be there
+    return "".join(found), at == len(pattern)
+
+
+def bounds_of(prefix: str) -> tuple[str, str | None]:
+    """The texts that begin with a prefix lie from the first of these on, and before the second."""
+    kept = prefix
+    while kept:
+        code = ord(kept[-1]) + 1
+        if code == 0xD800:  # no text has a half of a surrogate pair
+            code = 0xE000
+        if code <= 0x10FFFF:
+            return prefix, kept[:-1] + chr(code)
+        kept = kept[:-1]
+    return prefix, None
 
 
 class _Compiler(ABC):
     def __init__(self) -> None:
         self.parameters = _Parameters()
-        self.reads_documents = False
 
     def boolean(self, test: Test) -> str:
         """SQL that is true where the test holds; false or NULL elsewhere."""
@@ -97,12 +136,66 @@ class _Compiler(ABC):
                 return f"NOT coalesce({self.boolean(inner)}, false)"
         parts = test.path.parts
         column = COLUMNS.get(parts[0])
+        if parts[0] == "last_heartbeat_time_format":
+            column = (self._local_time(_BEAT), "text")
         if column is not None:
             if len(parts) > 1:  # nothing lies within a text or a number
                 return "1 = 1" if isinstance(test, IsIn) and None in test.values else "1 = 0"
             return self._on_column(test, *column)
-        self.reads_documents = True
-        return self._on_document(test)
+        if len(parts) == 1 and isinstance(test, IsIn | Matches):
+            found = self._found(test)
+            if found is not None:
+                return found
+        tables = ["agent_detail", "agent_hot"]
+        if parts[0] in _SLOW:
+            tables = ["agent_detail"]
+        elif parts[0] in _HOT:
+            tables = ["agent_hot"]
+        if not isinstance(test, IsIn):
+            return self._in_tables(tables, lambda table: self._on_document(table, test))
+        alternatives = []
+        if test.values:
+            alternatives.append(
+                self._in_tables(tables, lambda table: self._on_document(table, test))
+            )
+        if None in test.values:
+            present = self._in_tables(tables, lambda table: self._present(table, test))
+            alternatives.append(f"NOT ({present})")
+        return " OR ".join(alternatives) or "1 = 0"
+
+    def _in_tables(self, tables: Sequence[str], made: Callable[[str], str]) -> str:
+        return " OR ".join(
+            f"EXISTS (SELECT 1 FROM {table} WHERE {table}.agent_id = agent.agent_id"  # noqa: S608
+            f" AND ({made(table + '.fields')}))"
+            for table in tables
+        )
+
+    def _found(self, test: IsIn | Matches) -> str | None:
+        """SQL by the tables for finding agents, if that is all that a test takes."""
+        field, bind = test.path.parts[0], self.parameters.bind
+        if isinstance(test, IsIn):
+            if not test.values or not all(isinstance(each, str) for each in test.values):
+                return None
+            if field == "tags":
+                wanted = self._is_one_of("agent_tag.tag", "text", test.values)
+                return f"agent.agent_id IN (SELECT agent_id FROM agent_tag WHERE {wanted})"  # noqa: S608
+            if field not in ADDRESS_FIELDS:
+                return None
+            wanted = self._is_one_of("agent_ip.address", "text", test.values)
+        else:
+            prefix, whole = literal_prefix(test.pattern)
+            if field not in ADDRESS_FIELDS or not whole or not prefix:
+                return None
+            wanted = self._in_bounds("agent_ip.address", prefix)
+        return (
+            f"agent.agent_id IN (SELECT agent_id FROM agent_ip WHERE"  # noqa: S608
+            f" agent_ip.field = {bind(field)} AND ({wanted}))"
+        )
+
+    def _in_bounds(self, column: str, prefix: str) -> str:
+        low, high = bounds_of(prefix)
+        found = f"{column} >= {self.parameters.bind(low)}"
+        return found if high is None else f"{found} AND {column} < {self.parameters.bind(high)}"
 
     def _joined(self, tests: tuple[Test, ...], word: str) -> str:
         return word.join(f"({self.boolean(each)})" for each in tests)
@@ -127,7 +220,11 @@ class _Compiler(ABC):
             case Matches(pattern=pattern):
                 if kind != "text":
                     return "1 = 0"
-                return self._matches(column, pattern)
+                prefix, whole = literal_prefix(pattern)
+                if not prefix:
+                    return self._matches(column, pattern)
+                within = self._in_bounds(column, prefix)
+                return within if whole else f"{within} AND {self._matches(column, pattern)}"
 
     @abstractmethod
     def _is_one_of(self, column: str, kind: str, values: Sequence[Any]) -> str:
@@ -138,8 +235,16 @@ class _Compiler(ABC):
         """SQL for: a text, or NULL, matches an RE2 pattern somewhere."""
 
     @abstractmethod
-    def _on_document(self, test: IsIn | Orders | Matches) -> str:
-        """SQL for a test of something in the JSON document."""
+    def _local_time(self, seconds: str) -> str:
+        """SQL of a unix time as ``YYYY-MM-DD HH:MM:SS`` in this machine's zone."""
+
+    @abstractmethod
+    def _on_document(self, document: str, test: IsIn | Orders | Matches) -> str:
+        """SQL for a test of something in a JSON document; of null only as a value."""
+
+    @abstractmethod
+    def _present(self, document: str, test: IsIn) -> str:
+        """SQL for: the path of a test leads to something."""
 
 
 class _Sqlite(_Compiler):
@@ -153,19 +258,21 @@ class _Sqlite(_Compiler):
         """One parameter whatever the number of values; numbers are read as documents' are."""
         return f"(SELECT value FROM json_each({self.parameters.bind(text_of(values))}))"  # noqa: S608
 
-    def _on_document(self, test: IsIn | Orders | Matches) -> str:
-        document, parts = "agent_detail.document", test.path.parts
-        if isinstance(test, IsIn):
-            alternatives = []
-            leaf = self._leaf_in(test.values)
-            if leaf is not None:
-                alternatives.append(self._somewhere(document, "$", parts, leaf, 0))
-            if None in test.values:
-                present = self._somewhere(document, "$", parts, _PRESENT, 0)
-                alternatives.append(f"NOT ({present})")
-            return " OR ".join(alternatives) or "1 = 0"
-        leaf = self._leaf_orders(test) if isinstance(test, Orders) else self._leaf_matches(test)
-        return self._somewhere(document, "$", parts, leaf, 0)
+    def _local_time(self, seconds: str) -> str:
+        return f"strftime('%Y-%m-%d %H:%M:%S', {seconds}, 'unixepoch', 'localtime')"
+
+    def _on_document(self, document: str, test: IsIn | Orders | Matches) -> str:
+        match test:
+            case IsIn(values=values):
+                leaf = self._leaf_in(values)
+            case Orders():
+                leaf = self._leaf_orders(test)
+            case Matches():
+                leaf = self._leaf_matches(test)
+        return self._somewhere(document, "$", test.path.parts, leaf, 0)
+
+    def _present(self, document: str, test: IsIn) -> str:
+        return self._somewhere(document, "$", test.path.parts, _PRESENT, 0)
 
     def _somewhere(
         self, source: str, path: str, parts: tuple[str, ...], leaf: "_Leaf", depth: int
@@ -186,7 +293,7 @@ class _Sqlite(_Compiler):
             f"json_type({source}, {at}) = 'array' AND EXISTS (SELECT 1 FROM"  # noqa: S608
             f" json_each({source}, {at}) AS {row} WHERE {row}.type = 'object' AND ({inner}))"
         )
-        return " OR ".join(f"({way})" for way in ways)
+        return " OR ".join(ways)  # AND binds closer; SQLite's parser minds each parenthesis
 
     def _at(self, source: str, path: str, leaf: "_Leaf", depth: int) -> str:
         """SQL for: the value at exactly this path, or an element of it, satisfies."""
@@ -204,9 +311,9 @@ class _Sqlite(_Compiler):
         if leaf.whole:
             kind, text = f"json_type({source}, {at})", f"json_extract({source}, {at})"
             ways.append(leaf.whole.replace("?.type", kind).replace("?.value", text))
-        return " OR ".join(f"({way})" for way in ways)
+        return " OR ".join(ways)
 
-    def _leaf_in(self, values: tuple[Any, ...]) -> "_Leaf | None":
+    def _leaf_in(self, values: tuple[Any, ...]) -> "_Leaf":
         tests, whole = [], []
         by_kind: dict[str, list[Any]] = {}
         for value in values:
@@ -225,10 +332,7 @@ class _Sqlite(_Compiler):
                 name = "array" if kind == "list" else "object"
                 texts = self._listed([text_of(each) for each in members])
                 whole.append(f"?.type = '{name}' AND ?.value IN {texts}")
-        if not values:
-            return None
-        joined = " OR ".join(f"({each})" for each in (*tests, *whole))
-        return _Leaf(joined, " OR ".join(f"({each})" for each in whole))
+        return _Leaf(" OR ".join((*tests, *whole)), " OR ".join(whole))
 
     def _leaf_orders(self, test: Orders) -> "_Leaf":
         bound, relation = test.bound, test.relation
@@ -286,19 +390,23 @@ class _Postgres(_Compiler):
     def _json(self, value: Any) -> str:
         return f"CAST({self.parameters.bind(text_of(value))} AS jsonb)"
 
-    def _on_document(self, test: IsIn | Orders | Matches) -> str:
-        document, parts = "CAST(agent_detail.document AS jsonb)", test.path.parts
-        if isinstance(test, IsIn):
-            alternatives = []
-            if test.values:
-                wanted = f"(SELECT jsonb_array_elements({self._json(list(test.values))}))"
-                alternatives.append(self._somewhere(document, parts, f"? IN {wanted}", True))
-            if None in test.values:
-                present = self._somewhere(document, parts, "? IS NOT NULL", True)
-                alternatives.append(f"NOT ({present})")
-            return " OR ".join(f"({each})" for each in alternatives) or "1 = 0"
-        leaf = self._ordered(test) if isinstance(test, Orders) else self._matched(test)
-        return self._somewhere(document, parts, leaf, True)
+    def _local_time(self, seconds: str) -> str:
+        zone = self._text(local_zone())
+        return f"to_char(to_timestamp({seconds}) AT TIME ZONE {zone}, 'YYYY-MM-DD HH24:MI:SS')"
+
+    def _on_document(self, document: str, test: IsIn | Orders | Matches) -> str:
+        match test:
+            case IsIn(values=values):
+                leaf = f"? IN (SELECT jsonb_array_elements({self._json(list(values))}))"
+            case Orders():
+                leaf = self._ordered(test)
+            case Matches():
+                leaf = self._matched(test)
+        return self._somewhere(f"CAST({document} AS jsonb)", test.path.parts, leaf, True)
+
+    def _present(self, document: str, test: IsIn) -> str:
+        source = f"CAST({document} AS jsonb)"
+        return self._somewhere(source, test.path.parts, "? IS NOT NULL", True)
 
     def _ordered(self, test: Orders) -> str:
         bound, relation = test.bound, test.relation
@@ -342,6 +450,14 @@ class _Postgres(_Compiler):
         inner = self._somewhere(f"({row}.value -> {key})", rest, leaf, False)
         ways.append(f"EXISTS (SELECT 1 FROM {elements} WHERE {inner})")  # noqa: S608
         return " OR ".join(f"({way})" for way in ways)
+
+
+def local_zone() -> str:
+    """This machine's time zone by a name that PostgreSQL knows."""
+    name = os.environ.get("TZ", "").lstrip(":")
+    if not name:
+        _, _, name = str(Path("/etc/localtime").resolve()).partition("zoneinfo/")
+    return name or "UTC"
 
 
 _COMPILERS: Mapping[str, type[_Compiler]] = {"sqlite": _Sqlite, "postgresql": _Postgres}

@@ -60,12 +60,6 @@ def host_states(
     return _states(connection, query, locked)
 
 
-def connected_at(connection: Connection, gateway: str, *, locked: bool) -> dict[str, HostState]:
-    """The hosts that a gateway is known to have."""
-    query = select(host_state).where(host_state.c.gateway == gateway, host_state.c.connected)
-    return _states(connection, query, locked)
-
-
 def _states(connection: Connection, query: Select[Any], locked: bool) -> dict[str, HostState]:
     if locked:
         query = query.order_by(host_state.c.agent_id).with_for_update()

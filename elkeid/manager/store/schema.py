@@ -1,8 +1,10 @@
 """The tables, as the newest migration leaves them.
 
-An agent is two rows. ``agent`` is narrow: what lists are ordered, counted and most often
-filtered by. ``agent_detail`` holds the document that readers get. Both are written in one
-transaction, so columns that repeat a field of the document never differ from it.
+An agent is a row in each of four tables. ``agent`` is what lists are ordered, counted and most
+often filtered by; it changes when an agent's state or place does. ``agent_beat`` is a few dozen
+bytes that every heartbeat changes, ``agent_hot`` the figures of the last one, ``agent_detail`` the
+rest of the document. ``agent_tag`` and ``agent_ip`` are for finding agents. What stands twice is
+written in one transaction.
 """
 
 from sqlalchemy import (
@@ -123,39 +125,94 @@ agent = Table(
     Column("agent_id", String(128), primary_key=True),
     Column("hostname", Text),
     Column("state", Text),  # what the agent says of itself: running or abnormal
+    Column("agent_state", String(16), nullable=False),  # running, abnormal, offline, uninstalled
     Column("version", Text),
+    Column("platform", Text),
+    Column("idc", Text),
     Column("source_ip", Text),  # the AC that reported it last
     Column("source_port", Integer),
-    Column("connected", Boolean(create_constraint=False)),  # NULL: its AC cannot be asked
+    # Whether it was on that AC when the AC was last asked; see `gateway` for whether that counts.
+    Column("connected", Boolean(create_constraint=False), nullable=False),
     Column("first_heartbeat_time", BigInteger, nullable=False),  # unix seconds
-    Column("last_heartbeat_time", BigInteger, nullable=False),
-    Index(None, "hostname"),
+    # A list by one of these is a stretch of its index, in order.
+    *(
+        Index(f"ix_agent_{name}", name, "agent_id")
+        for name in ("hostname", "agent_state", "version", "platform", "idc")
+    ),
+    Index("ix_agent_source", "source_ip", "source_port", "agent_id"),
     # Rows lie in the order that lists have, so a page is one stretch of the file.
     sqlite_with_rowid=False,
+)
+
+
+def _of_agent() -> Column[str]:
+    key = ForeignKey("agent.agent_id", ondelete="CASCADE")
+    return Column("agent_id", String(128), key, primary_key=True)
+
+
+agent_beat = Table(
+    "agent_beat",
+    metadata,
+    _of_agent(),
+    Column("last_heartbeat_time", BigInteger, nullable=False),  # unix seconds
+    Column("live", Boolean(create_constraint=False), nullable=False),  # running or abnormal
+    # Hashes of the last report, see `elkeid.manager.beats`; 0 equals none.
+    Column("raw_print", BigInteger, nullable=False),
+    Column("slow_print", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    postgresql_with={"fillfactor": 50},  # room for the next version of each row beside it
+)
+
+agent_hot = Table(
+    "agent_hot",
+    metadata,
+    _of_agent(),
+    Column("fields", Text, nullable=False),  # JSON object: what any heartbeat may change
+    postgresql_with={"fillfactor": 70},
 )
 
 agent_detail = Table(
     "agent_detail",
     metadata,
-    Column(
-        "agent_id",
-        String(128),
-        ForeignKey("agent.agent_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
-    Column("document", Text, nullable=False),  # canonical JSON, see elkeid.manager.documents
+    _of_agent(),
+    Column("fields", Text, nullable=False),  # JSON object: the rest of the document
 )
 
 agent_tag = Table(
     "agent_tag",
     metadata,
+    _of_agent(),
+    Column("tag", String(128), primary_key=True),
+    Index("ix_agent_tag_tag", "tag", "agent_id"),
+    sqlite_with_rowid=False,
+)
+
+agent_ip = Table(
+    "agent_ip",
+    metadata,
+    Column("field", String(16), primary_key=True),  # as in documents, such as intranet_ipv4
+    Column("address", String(64), primary_key=True),
     Column(
         "agent_id",
         String(128),
         ForeignKey("agent.agent_id", ondelete="CASCADE"),
         primary_key=True,
+        index=True,
     ),
-    Column("tag", String(128), primary_key=True, index=True),
+    # The agent's next smaller address of this field: of a range of addresses an agent's first one
+    # is the one whose predecessor lies before the range.
+    Column("previous", String(64)),
+    Index("ix_agent_ip_range", "field", "address", "agent_id", "previous"),
+    sqlite_with_rowid=False,
+)
+
+gateway = Table(
+    "gateway",
+    metadata,
+    Column("ip", String(255), primary_key=True),
+    Column("port", Integer, primary_key=True),
+    Column("known_until", BigInteger, nullable=False),  # unix seconds; told by its last answer
+    Column("answers", Boolean(create_constraint=False), nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -75,9 +75,9 @@ def retag(
     """
     # The documents are held until the end: nobody else changes these agents' tags meanwhile.
     documents = {
-        row.agent_id: row.document
+        row.agent_id: row.fields
         for row in connection.execute(
-            select(agent_detail.c.agent_id, agent_detail.c.document)
+            select(agent_detail.c.agent_id, agent_detail.c.fields)
             .where(agent_detail.c.agent_id.in_(list(ids)))
             .order_by(agent_detail.c.agent_id)
             .with_for_update()
@@ -117,7 +117,7 @@ def _pair(agent_id: str, tag: str) -> Any:
 _DOCUMENT = (
     update(agent_detail)
     .where(agent_detail.c.agent_id == bindparam("b_id"))
-    .values(document=bindparam("b_document"))
+    .values(fields=bindparam("b_document"))
 )
 
 

@@ -18,8 +18,8 @@ from attrs import Factory, define, frozen
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
 
 from elkeid.manager.documents import Source
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
-from elkeid.manager.store.configs import find_config, plugins_of
+from elkeid.manager.store.agents import IDS_PER_STATEMENT, plugins_of
+from elkeid.manager.store.configs import find_config
 from elkeid.manager.store.host_configs import (
     HostConfig,
     host_configs,
@@ -29,7 +29,6 @@ from elkeid.manager.store.host_configs import (
 from elkeid.manager.store.results import issue_tokens
 from elkeid.manager.store.schema import (
     agent,
-    agent_detail,
     subtask,
     task,
     task_job,
@@ -319,12 +318,7 @@ def _configure(
     for start in range(0, len(here), IDS_PER_STATEMENT):
         ids = [row.agent_id for row, _ in here[start : start + IDS_PER_STATEMENT]]
         own = host_configs(connection, ids)
-        documents = connection.execute(
-            select(agent_detail.c.agent_id, agent_detail.c.document).where(
-                agent_detail.c.agent_id.in_(ids)
-            )
-        )
-        reported = {row.agent_id: plugins_of(row.document) for row in documents}
+        reported = plugins_of(connection, ids)
         for agent_id in ids:
             mine = own.get(agent_id)
             runs = reported.get(agent_id, frozenset())

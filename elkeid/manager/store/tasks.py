@@ -7,14 +7,12 @@ from typing import Any
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, insert, select, update
 
-from elkeid.manager.filter import EVERYTHING, Test
+from elkeid.manager.filter import Test
+from elkeid.manager.store.agent_pages import count_of_agents, ids_of_agents
 from elkeid.manager.store.agents import IDS_PER_STATEMENT
-from elkeid.manager.store.filtersql import condition
 from elkeid.manager.store.schema import (
-    agent,
-    agent_detail,
     subtask,
     task,
     task_approval,
@@ -165,39 +163,14 @@ def create_quick(connection: Connection, new: NewTask, to: Quick, now: float) ->
     return number, task_id
 
 
-def count_selected(connection: Connection, test: Test | None, fresh_since: float) -> int:
+def count_selected(connection: Connection, test: Test | None) -> int:
     """How many agents satisfy a test; None is satisfied by none."""
-    if test is None:
-        return 0
-    query, where = _selecting(connection, func.count(), test, fresh_since)
-    counted: int = connection.execute(query if where is None else query.where(where)).scalar_one()
-    return counted
+    return 0 if test is None else count_of_agents(connection, test)
 
 
-def selected_after(
-    connection: Connection, test: Test | None, fresh_since: float, after: str, limit: int
-) -> list[str]:
+def selected_after(connection: Connection, test: Test | None, after: str, limit: int) -> list[str]:
     """The next agents that satisfy a test, by id."""
-    if test is None:
-        return []
-    query, where = _selecting(connection, agent.c.agent_id, test, fresh_since)
-    if where is not None:
-        query = query.where(where)
-    query = query.where(agent.c.agent_id > after).order_by(agent.c.agent_id).limit(limit)
-    return list(connection.execute(query).scalars())
-
-
-def _selecting(
-    connection: Connection, what: Any, test: Test, fresh_since: float
-) -> tuple[Any, Any]:
-    if test == EVERYTHING:
-        return select(what).select_from(agent), None
-    wanted = condition(test, fresh_since, connection.dialect.name)
-    where = text(wanted.sql).bindparams(**wanted.parameters)
-    if wanted.reads_documents:
-        joined = agent.join(agent_detail, agent.c.agent_id == agent_detail.c.agent_id)
-        return select(what).select_from(joined), where
-    return select(what).select_from(agent), where
+    return [] if test is None else ids_of_agents(connection, test, after, limit)
 
 
 @frozen

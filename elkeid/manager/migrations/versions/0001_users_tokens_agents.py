@@ -42,22 +42,71 @@ def upgrade() -> None:
         sa.Column("agent_id", sa.String(128), nullable=False),
         sa.Column("hostname", sa.Text),
         sa.Column("state", sa.Text),
+        sa.Column("agent_state", sa.String(16), nullable=False),
         sa.Column("version", sa.Text),
+        sa.Column("platform", sa.Text),
+        sa.Column("idc", sa.Text),
         sa.Column("source_ip", sa.Text),
         sa.Column("source_port", sa.Integer),
-        sa.Column("connected", sa.Boolean(create_constraint=False)),
+        sa.Column("connected", sa.Boolean(create_constraint=False), nullable=False),
         sa.Column("first_heartbeat_time", sa.BigInteger, nullable=False),
-        sa.Column("last_heartbeat_time", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("agent_id", name="pk_agent"),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_agent_hostname", "agent", ["hostname"])
+    for name in ("hostname", "agent_state", "version", "platform", "idc"):
+        op.create_index(f"ix_agent_{name}", "agent", [name, "agent_id"])
+    op.create_index("ix_agent_source", "agent", ["source_ip", "source_port", "agent_id"])
+    op.create_table(
+        "agent_beat",
+        sa.Column("agent_id", sa.String(128), nullable=False),
+        sa.Column("last_heartbeat_time", sa.BigInteger, nullable=False),
+        sa.Column("live", sa.Boolean(create_constraint=False), nullable=False),
+        sa.Column("raw_print", sa.BigInteger, nullable=False),
+        sa.Column("slow_print", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("agent_id", name="pk_agent_beat"),
+        _agents("agent_beat"),
+        sqlite_with_rowid=False,
+        postgresql_with={"fillfactor": 50},
+    )
+    op.create_table(
+        "agent_hot",
+        sa.Column("agent_id", sa.String(128), nullable=False),
+        sa.Column("fields", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("agent_id", name="pk_agent_hot"),
+        _agents("agent_hot"),
+        postgresql_with={"fillfactor": 70},
+    )
     op.create_table(
         "agent_detail",
         sa.Column("agent_id", sa.String(128), nullable=False),
-        sa.Column("document", sa.Text, nullable=False),
+        sa.Column("fields", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("agent_id", name="pk_agent_detail"),
-        sa.ForeignKeyConstraint(
-            ["agent_id"], ["agent.agent_id"], name="fk_agent_detail_agent_id", ondelete="CASCADE"
-        ),
+        _agents("agent_detail"),
+    )
+    op.create_table(
+        "agent_ip",
+        sa.Column("field", sa.String(16), nullable=False),
+        sa.Column("address", sa.String(64), nullable=False),
+        sa.Column("agent_id", sa.String(128), nullable=False),
+        sa.Column("previous", sa.String(64)),
+        sa.PrimaryKeyConstraint("field", "address", "agent_id", name="pk_agent_ip"),
+        _agents("agent_ip"),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_agent_ip_agent_id", "agent_ip", ["agent_id"])
+    op.create_index("ix_agent_ip_range", "agent_ip", ["field", "address", "agent_id", "previous"])
+    op.create_table(
+        "gateway",
+        sa.Column("ip", sa.String(255), nullable=False),
+        sa.Column("port", sa.Integer, nullable=False),
+        sa.Column("known_until", sa.BigInteger, nullable=False),
+        sa.Column("answers", sa.Boolean(create_constraint=False), nullable=False),
+        sa.PrimaryKeyConstraint("ip", "port", name="pk_gateway"),
+        sqlite_with_rowid=False,
+    )
+
+
+def _agents(table: str) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint(
+        ["agent_id"], ["agent.agent_id"], name=f"fk_{table}_agent_id", ondelete="CASCADE"
     )

@@ -21,7 +21,7 @@ def upgrade() -> None:
         ),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_agent_tag_tag", "agent_tag", ["tag"])
+    op.create_index("ix_agent_tag_tag", "agent_tag", ["tag", "agent_id"])
     op.create_table(
         "task_token",
         sa.Column("token", sa.String(64), nullable=False),

@@ -1,0 +1,160 @@
+"""Lists of agents: which index gives a filter its order, and how many match.
+
+A filter that asks for one tag, one address, a prefix of a name, or the like, is read along the
+index of that, in its order; everything else goes by agent id. Every function takes a connection
+and blocks.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from attrs import frozen
+from sqlalchemy import Connection, Select, func, or_, select, text
+
+from elkeid.manager.documents import ADDRESS_FIELDS
+from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Some, Test
+from elkeid.manager.store.agents import shown_agents
+from elkeid.manager.store.filtersql import bounds_of, condition, literal_prefix
+from elkeid.manager.store.schema import agent, agent_ip, agent_tag
+
+EXACT_ROWS = 10_000
+"""Up to so many matches are counted for every page; of more, a number may be seconds old."""
+
+_IN_ORDER = ("hostname", "version", "platform", "idc")
+
+
+_BY_ID = (agent.c.agent_id,)
+
+
+@frozen
+class Page:
+    """A page of agents: how many match, and the items, each a whole JSON object."""
+
+    total: int
+    items: list[msgspec.Raw]
+
+
+@frozen
+class _Way:
+    """A way to the ids: a query of them, and what it is ordered by."""
+
+    query: Select[Any]
+    agent_id: Any
+    order: tuple[Any, ...]
+    has_agent: bool  # whether the table `agent` is in it
+
+
+def page_of_agents(
+    connection: Connection,
+    test: Test,
+    offset: int,
+    limit: int,
+    *,
+    total: int | None = None,
+    by_id: bool = False,
+) -> Page:
+    """A page of the agents that satisfy a test, in an order that the test alone decides.
+
+    Args:
+        connection: within one view, so that total and items agree.
+        test: see `elkeid.manager.filter.parse`.
+        offset: how many to pass over.
+        limit: how many at most.
+        total: how many match, if that is known already.
+        by_id: in the order of their ids, whatever the test.
+    """
+    way = _way(connection, test, by_id=by_id)
+    if total is None:
+        total = _count(connection, way)
+    if offset >= total:
+        return Page(total, [])
+    ids = connection.execute(way.query.order_by(*way.order).offset(offset).limit(limit)).scalars()
+    return Page(total, shown_agents(connection, list(ids)))
+
+
+def count_of_agents(connection: Connection, test: Test) -> int:
+    """How many agents satisfy a test."""
+    return _count(connection, _way(connection, test, by_id=True))
+
+
+def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) -> list[str]:
+    """The ids of the next agents that satisfy a test, by id, after one id."""
+    way = _way(connection, test, by_id=True)
+    query = way.query.where(way.agent_id > after).order_by(*way.order).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def _count(connection: Connection, way: _Way) -> int:
+    counted = way.query.with_only_columns(func.count(), maintain_column_froms=True)
+    return int(connection.execute(counted).scalar_one())
+
+
+def _way(connection: Connection, test: Test, *, by_id: bool) -> _Way:
+    tests = tuple(_all_of(test))
+    found = None
+    for at, each in enumerate(tests):
+        found = _along(each, by_id=by_id)
+        if found is not None:
+            tests = (*tests[:at], *tests[at + 1 :])
+            break
+    if found is None:
+        found = _Way(select(agent.c.agent_id), agent.c.agent_id, _BY_ID, True)
+    rest = Every(tests)
+    if rest == EVERYTHING:
+        return found
+    query = found.query
+    if not found.has_agent:
+        query = query.join(agent, agent.c.agent_id == found.agent_id)
+    wanted = condition(rest, connection.dialect.name)
+    sql = wanted.sql if found.order is _BY_ID else f"({wanted.sql})"
+    query = query.where(text(sql).bindparams(**wanted.parameters))
+    return _Way(query, found.agent_id, found.order, True)
+
+
+def _all_of(test: Test) -> Iterator[Test]:
+    """Tests that together say the same; blocks of one rule are no blocks."""
+    if isinstance(test, Every):
+        for each in test.tests:
+            yield from _all_of(each)
+    elif isinstance(test, Some) and len(test.tests) == 1:
+        yield from _all_of(test.tests[0])
+    else:
+        yield test
+
+
+def _along(test: Test, *, by_id: bool) -> _Way | None:
+    """The way along the index of a single test, if it has one."""
+    if not isinstance(test, IsIn | Matches) or len(test.path.parts) != 1:
+        return None
+    field = test.path.parts[0]
+    if isinstance(test, IsIn):
+        if len(test.values) != 1 or not isinstance(test.values[0], str):
+            return None
+        value = test.values[0]
+        if field == "tags":
+            query = select(agent_tag.c.agent_id).where(agent_tag.c.tag == value)
+            return _Way(query, agent_tag.c.agent_id, (agent_tag.c.agent_id,), False)
+        if field in ADDRESS_FIELDS:
+            query = select(agent_ip.c.agent_id).where(
+                agent_ip.c.field == field, agent_ip.c.address == value
+            )
+            return _Way(query, agent_ip.c.agent_id, (agent_ip.c.agent_id,), False)
+        return None
+    prefix, whole = literal_prefix(test.pattern)
+    if by_id or not prefix or not whole:
+        return None
+    low, high = bounds_of(prefix)
+    if field in _IN_ORDER:
+        column = agent.c[field]
+        query = select(agent.c.agent_id).where(column >= low)
+        query = query if high is None else query.where(column < high)
+        return _Way(query, agent.c.agent_id, (column, agent.c.agent_id), True)
+    if field in ADDRESS_FIELDS:
+        address, previous = agent_ip.c.address, agent_ip.c.previous
+        query = select(agent_ip.c.agent_id).where(
+            agent_ip.c.field == field, address >= low, or_(previous.is_(None), previous < low)
+        )
+        query = query if high is None else query.where(address < high)
+        return _Way(query, agent_ip.c.agent_id, (address, agent_ip.c.agent_id), False)
+    return None
