@@ -282,7 +282,7 @@ fleets = st.lists(documents, min_size=1, max_size=4)
 questions = st.lists(bodies, min_size=1, max_size=6)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(fields=fleets, raws=questions)
 def test_sql_means_what_the_evaluator_means(
     sqlite: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]
@@ -293,7 +293,7 @@ def test_sql_means_what_the_evaluator_means(
 
 @pytest.mark.integration
 @needs_postgres
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(fields=fleets, raws=questions)
 def test_postgres_means_what_the_evaluator_means(
     postgres: Database, fields: list[dict[str, Any]], raws: list[dict[str, Any]]

@@ -5,7 +5,6 @@ index of that, in its order; everything else goes by agent id. Every function ta
 and blocks.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -13,9 +12,9 @@ from attrs import frozen
 from sqlalchemy import Connection, Select, func, or_, select, text
 
 from elkeid.manager.documents import ADDRESS_FIELDS
-from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Some, Test
+from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Test
 from elkeid.manager.store.agents import shown_agents
-from elkeid.manager.store.filtersql import bounds_of, condition, literal_prefix
+from elkeid.manager.store.filtersql import bounds_of, condition, flattened, literal_prefix
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
 
 EXACT_ROWS = 10_000
@@ -91,7 +90,8 @@ def _count(connection: Connection, way: _Way) -> int:
 
 
 def _way(connection: Connection, test: Test, *, by_id: bool) -> _Way:
-    tests = tuple(_all_of(test))
+    test = flattened(test)
+    tests = test.tests if isinstance(test, Every) else (test,)
     found = None
     for at, each in enumerate(tests):
         found = _along(each, by_id=by_id)
@@ -110,17 +110,6 @@ def _way(connection: Connection, test: Test, *, by_id: bool) -> _Way:
     sql = wanted.sql if found.order is _BY_ID else f"({wanted.sql})"
     query = query.where(text(sql).bindparams(**wanted.parameters))
     return _Way(query, found.agent_id, found.order, True)
-
-
-def _all_of(test: Test) -> Iterator[Test]:
-    """Tests that together say the same; blocks of one rule are no blocks."""
-    if isinstance(test, Every):
-        for each in test.tests:
-            yield from _all_of(each)
-    elif isinstance(test, Some) and len(test.tests) == 1:
-        yield from _all_of(test.tests[0])
-    else:
-        yield test
 
 
 def _along(test: Test, *, by_id: bool) -> _Way | None:

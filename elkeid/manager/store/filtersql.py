@@ -78,7 +78,29 @@ def condition(test: Test, dialect: str) -> Condition:
         FilterError: a regular expression that PostgreSQL cannot run.
     """
     compiler = _COMPILERS[dialect]()
-    return Condition(compiler.boolean(test), compiler.parameters.values)
+    return Condition(compiler.boolean(flattened(test)), compiler.parameters.values)
+
+
+def flattened(test: Test, *, negated: bool = False) -> Test:
+    """The same test, with negations only of single ones and as few levels as it takes.
+
+    SQLite's parser nests a hundred levels.
+
+    Args:
+        test: any.
+        negated: give the opposite.
+    """
+    match test:
+        case Not(inner):
+            return flattened(inner, negated=not negated)
+        case Every(tests) | Some(tests):
+            kind: type[Every | Some] = Every if isinstance(test, Every) != negated else Some
+            parts = list[Test]()
+            for each in tests:
+                flat = flattened(each, negated=negated)
+                parts += flat.tests if isinstance(flat, kind) else (flat,)
+            return parts[0] if len(parts) == 1 else kind(tuple(parts))
+    return Not(test) if negated else test
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_ /:,@=~!#%&-]")

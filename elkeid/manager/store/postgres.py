@@ -197,6 +197,8 @@ def _engine(url: URL, size: int, isolation: psycopg.IsolationLevel, *, read_only
         # A process that stands still in a transaction must not hold its locks for ever.
         connection.execute(f"SET idle_in_transaction_session_timeout = {2 * milliseconds}")
         connection.execute("SET timezone = 'UTC'")
+        # Compiling a filter's hundreds of expressions takes longer than running them.
+        connection.execute("SET jit = off")
         connection.autocommit = False
         connection.isolation_level = isolation
         connection.read_only = read_only
