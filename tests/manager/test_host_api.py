@@ -349,7 +349,9 @@ class ExportLimitTests(ExportCase):
     def setUp(self) -> None:
         super().setUp()
         for number in range(6):
-            self.ac.beat(f"a{number}", hostname=secrets.token_hex(20_000))
+            fields = ("intranet_ipv4", "extranet_ipv4", "intranet_ipv6")
+            wide = {each: [secrets.token_hex(32) for _ in range(210)] for each in fields}
+            self.ac.beat(f"a{number}", **wide)
         self.deployment.network.advance(3)
 
     def test_size(self) -> None:
