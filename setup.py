@@ -50,6 +50,7 @@ setup(
             "hypothesis>=6.115",
             "treq>=24.9",
             "h2>=4.1,<5",
+            "jsonschema-rs>=0.40,<1",
             "schemathesis>=4.32,<5",
             "ruff==0.17.6",
             "mypy==2.4.1",
