@@ -364,6 +364,7 @@ def make_tasks(
             drop_hosts=settings.drop_hosts,
             drop_seconds=settings.drop_seconds,
             approval_hosts=settings.approval_hosts,
+            retention=settings.task_retention,
         ),
         metrics=TaskMetrics(registry, lambda: engine.open),
     )

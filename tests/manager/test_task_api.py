@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from elkeid.manager.store.results import count_results
 from elkeid.web.answers import Answer
 
 from .task_case import (
@@ -586,6 +587,33 @@ class AccessTests(TaskCase):
         for path, body in bodies.items():
             self.assertEqual(self.deployment.call("POST", path, body).status, 401)
         self.assertEqual(self.deployment.call("GET", "/api/v1/agent/getConfig/a1").status, 401)
+
+
+class RetentionTests(TaskCase):
+    settings = {"task_retention": 3600}  # noqa: RUF012
+
+    def test_old_tasks_are_forgotten(self) -> None:
+        """What has ended goes, with its results; what has work left stays."""
+        old = self.create(id_list=["a1"])
+        self.run_(old)
+        self.answer("a1")
+        quick = self.post(f"{QUICK}?token=true", {"agent_id": "a1", "command": SCAN})
+        self.answer("a1")
+        self.ac.lose("a2")
+        self.network.advance(4)
+        waiting = self.create(id_list=["a2"])
+        self.run_(waiting)
+        self.network.advance(4300, step=60)
+        self.token = self.deployment.login()
+        for task_id in (old, quick):
+            self.refused("/api/v1/agent/controlTask", {"task_id": task_id, "action": "cancel"})
+            got = self.deployment.call(
+                "GET", f"/api/v1/agent/getSubTask/{task_id}", token=self.token
+            )
+            self.assertEqual(got.json["code"], 10)
+        self.assertEqual(self.states(waiting), {"a2": "created"})
+        count = self.network.run(self.deployment.manager.store.read(count_results))
+        self.assertEqual(count, 0)
 
 
 class FollowTests(TaskCase):
