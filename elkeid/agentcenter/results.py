@@ -109,6 +109,7 @@ class ResultsOutbox:
         self._stopping = False
         self._pausing = False
         self._failing = ""
+        self._unsaved = ""  # why progress could not be noted down lately
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._kept = KeptResults(directory / KEPT_FILE)
         self._kept_call: IDelayedCall | None = None
@@ -290,7 +291,11 @@ class ResultsOutbox:
                     reader.settle, part, refusal.reason, elsewhere=not refusal.final
                 )
         except OSError as error:  # they would be sent again after a restart
-            self.log.error("{path}: {error}", path=self._directory, error=error)
+            if str(error) != self._unsaved:  # once, however many follow
+                self._unsaved = str(error)
+                self.log.error("{path}: {error}", path=self._directory, error=error)
+        else:
+            self._unsaved = ""
         for result in part:
             self._waiting[result.agent_id] -= result.stored
             if self._waiting[result.agent_id] <= 0:  # below zero: it came in an earlier run

@@ -635,7 +635,15 @@ class EventLog:
         for log in self._logs:
             if log.record_class is not RecordClass.CONTROL and log.refusing != reason:
                 log.refusing = reason
-                if reason:
+                if reason == "disk_full":
+                    self.log.error(
+                        "{path}: {free} bytes free, and the reserve for control records is to be "
+                        "refilled first: {label} records are dropped; make room",
+                        path=self._directory,
+                        free=self._space.free,
+                        label=log.record_class.label,
+                    )
+                elif reason:
                     self.log.error(
                         "{path}: only {free} bytes free, {minimum} are kept free: {label} records "
                         "are dropped; make room, or lower eventlog.min_free_bytes",

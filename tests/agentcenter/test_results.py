@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from twisted.internet.defer import Deferred, execute
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.agentcenter import kept_results
@@ -21,6 +22,7 @@ from elkeid.agentcenter.table import Agent
 from elkeid.config import MiB
 from elkeid.errors import OperatorError
 from elkeid.eventlog import LogReader
+from elkeid.eventlog.cursors import READERS_DIRECTORY
 from elkeid.eventlog.log import HOUSEKEEPING_SECONDS
 from elkeid.wire import item
 from elkeid.wire.mqdata import decode, records
@@ -407,6 +409,25 @@ class ResultsTests(SynchronousTestCase):
         outbox = self.outbox()
         outbox.box.refused(3)
         self.assertEqual(outbox.box.figures().dropped, 3)
+
+    def test_progress_that_cannot_be_noted_down_is_said_once(self) -> None:
+        """Results go out all the same, and the log is not filled while the disk refuses."""
+        outbox = self.outbox()
+        places = self.directory / READERS_DIRECTORY
+        places.rename(self.directory / "away")
+        places.touch()  # a folder that is missing would be made
+        with capturedLogs() as events:
+            outbox.bring(*[f"t{number}" for number in range(350)])
+            outbox.advance(1)
+        self.assertEqual(len(self.tokens()), 350)
+        said = [formatEvent(each) for each in events if "ResultsOutbox" in each["log_namespace"]]
+        self.assertEqual(len(said), 1, said)
+        self.assertIn("Not a directory", said[0])
+        places.unlink()
+        (self.directory / "away").rename(places)
+        outbox.bring("last")
+        outbox.advance(1)
+        self.assertEqual(outbox.box.figures().waiting, 0)
 
     def test_a_disk_that_cannot_be_read_is_tried_again(self) -> None:
         """The sending goes on when the disk does."""
