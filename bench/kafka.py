@@ -2,13 +2,14 @@
 
     python -m bench.kafka [--quick] [ROW ...]
 
-Rows of the whole path: saturated-50, saturated-5, saturated-1, paced; agentswarm (`make tools`)
-sends to AgentCenter, whose process's CPU is read from /proc until every record is acknowledged by
-a broker on loopback (`make kafka-jars`). The row latency gives the share of records that were
-acknowledged within 250 ms of their arrival in the paced run. Rows of the bridge alone, from a
-full log: bridge-none, -lz4, -zstd, -snappy, -gzip; with single-record entries: bridge-1; the
-same records through other clients: kafka-python (`KafkaProducer.send`) and confluent
-(confluent-kafka, if it is installed). A row is printed only when the topic holds every record.
+Rows of the whole path: saturated-50, saturated-5, saturated-1, paced; agentswarm and, of small
+batches, leanswarm (`make tools`) send to AgentCenter, whose process's CPU is read from /proc until
+every record is acknowledged by a broker on loopback (`make kafka-jars`). The row latency gives the
+share of records that were acknowledged within 250 ms of their arrival in the paced run. Rows of
+the bridge alone, from a full log: bridge-none, -lz4, -zstd, -snappy, -gzip; with single-record
+entries: bridge-1; the same records through other clients: kafka-python (`KafkaProducer.send`) and
+confluent (confluent-kafka, if it is installed). A row is printed only when the topic holds every
+record.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from attrs import define
 from kafka import KafkaProducer
 
 import bench.gateway as base
-from bench.gateway import REFERENCE_YARDSTICK, Gateway, InvalidRun, swarm, yardstick
+from bench.gateway import REFERENCE_YARDSTICK, Gateway, InvalidRun, generator, swarm, yardstick
 from elkeid.allocator import keep_freed_memory
 from elkeid.config import KafkaSettings
 from elkeid.eventlog.ledger import read_ledger
@@ -105,7 +106,8 @@ def saturated(topics: Topics, per_batch: int, total: int) -> tuple[float, str]:
     with gateway(settings) as server:
         swarm(server, "-agents", "50", "-records", str(per_batch), "-total", str(per_batch * 2000))
         before, start = settled(server, settings), server.cpu()
-        report = swarm(server, "-agents", "200", "-records", str(per_batch), "-total", str(total))
+        load = ["-agents", "200", "-records", str(per_batch), "-total", str(total), "-every", "0"]
+        report = swarm(server, *load, program="agentswarm" if per_batch >= 50 else "leanswarm")
         records = settled(server, settings) - before
         used = server.cpu() - start
         if records != report["confirmed_records"]:
@@ -118,14 +120,14 @@ def paced(topics: Topics, seconds: int) -> tuple[float, str, float]:
     """Microseconds of CPU a message at 10,000 a second, and the share acknowledged in 250 ms."""
     settings = topics.new()
     with gateway(settings) as server:
-        command = [base.agentswarm(), "-addr", f"127.0.0.1:{server.grpc_port}"]
+        command = [generator("leanswarm"), "-addr", f"127.0.0.1:{server.grpc_port}"]
         command += ["-certs", str(server.keys), "-agents", "1000", "-records", "1"]
-        command += ["-total", str(10_000 * seconds), "-every", "100ms"]
+        command += ["-total", str(10_000 * seconds), "-every", "100ms", "-beat", "60s"]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < 1000:
             time.sleep(0.5)
             if child.poll() is not None:
-                raise InvalidRun("agentswarm ended early")
+                raise InvalidRun("leanswarm ended early")
         time.sleep(2)
         first, start, at = server.metrics(), server.cpu(), time.monotonic()
         time.sleep(seconds - 6)

@@ -2,7 +2,7 @@
 
     python -m bench.outage [--rate 20000] [--seconds 600] [--partitions 4]
 
-agentswarm (`make tools`) sends batches of 10 records at fixed times, all the while; 50 simulated
+leanswarm (`make tools`) sends batches of 10 records at fixed times, all the while; 50 simulated
 agents beside it send heartbeats, which are control records. The broker on loopback (`make
 kafka-jars`) is stopped for so many seconds. Nothing is printed but what is wrong unless every
 record is in the topic in the end and no agent noticed anything.
@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from attrs import define, field
 
-from bench.gateway import Gateway, InvalidRun, agentswarm
+from bench.gateway import Gateway, InvalidRun, generator
 from bench.kafka import Topics, gateway, messages, settled
 from elkeid.eventlog.ledger import read_ledger
 from elkeid.kafka.connection import quiet_library
@@ -39,7 +40,8 @@ class Watch:
     """Where the records of a gateway are, as its log's files say."""
 
     server: Gateway
-    worst_control: int = 0
+    control: deque[tuple[float, int]] = field(factory=deque)  # time, appended; not taken yet
+    control_seconds: float = 0.0  # that control records waited at most
     since: float = 0.0
     samples: list[tuple[float, int, int]] = field(factory=list)  # time, appended, acknowledged
 
@@ -49,14 +51,18 @@ class Watch:
         account = ledger["telemetry"]
         reader = account["readers"]["kafka"]
         self.samples.append((time.monotonic(), account["appended"], reader["acknowledged"]))
-        if time.monotonic() - self.since > SETTLE_SECONDS:
-            waiting = ledger["control"]["readers"]["kafka"]["waiting"]
-            self.worst_control = max(self.worst_control, waiting)
+        now, control = time.monotonic(), ledger["control"]
+        taken = control["appended"] - control["readers"]["kafka"]["waiting"]
+        self.control.append((now, control["appended"]))
+        while self.control[0][1] <= taken and len(self.control) > 1:
+            self.control.popleft()
+        if now - self.since > SETTLE_SECONDS:
+            self.control_seconds = max(self.control_seconds, now - self.control[0][0])
         return int(reader["waiting"])
 
     def during(self, seconds: float, done: Callable[[int], bool] = lambda _: False) -> int:
         """Look again and again, for so long or until it is done; return what waits then."""
-        self.since, self.worst_control = time.monotonic(), 0
+        self.since, self.control_seconds = time.monotonic(), 0.0
         end = self.since + seconds
         del self.samples[:-2]
         while True:
@@ -81,7 +87,7 @@ def rehearse(topics: Topics, rate: int, seconds: float) -> None:
     agents = round(rate * EVERY / PER_BATCH)
     with gateway(settings) as server:
         longest = BEFORE + seconds * (1 + SHARE) + AFTER
-        swarm = [agentswarm(), "-addr", f"127.0.0.1:{server.grpc_port}"]
+        swarm = [generator("leanswarm"), "-addr", f"127.0.0.1:{server.grpc_port}"]
         swarm += ["-certs", str(server.keys), "-agents", str(agents), "-records", str(PER_BATCH)]
         swarm += ["-total", str(round(rate * longest)), "-every", f"{round(EVERY * 1000)}ms"]
         command = [str(Path(sys.executable).parent / "elkeid"), "--config"]
@@ -118,8 +124,8 @@ def rehearse(topics: Topics, rate: int, seconds: float) -> None:
             share = (server.cpu() - used) / (time.monotonic() - at)
             print(
                 f"catch-up    {caught:,.0f} records/s beside {live:,.0f} live, {took:.0f} s, begun "
-                f"{found:.1f} s after the broker; {share:.0%} of a core; at most "
-                f"{watch.worst_control} control records waiting",
+                f"{found:.1f} s after the broker; {share:.0%} of a core; control "
+                f"records waited {watch.control_seconds:.1f} s at most",
                 flush=True,
             )
             out, err = load.communicate(timeout=seconds * SHARE + 120)
@@ -138,7 +144,7 @@ def agents_said(out: bytes, err: bytes) -> None:
     try:
         report = json.loads(out)
     except json.JSONDecodeError:
-        raise InvalidRun(f"agentswarm: {err.decode()[-300:]}") from None
+        raise InvalidRun(f"leanswarm: {err.decode()[-300:]}") from None
     for fault in ("failed", "ended_early", "reconnects", "unconfirmed"):
         if report[fault]:
             raise InvalidRun(f"{fault}: {report[fault]}")

@@ -78,6 +78,7 @@ class SegmentReader:
         self.damaged_bytes = 0  # skipped so far
         self._seed = name.seed
         self._chunk, self._chunk_at = b"", 0
+        self._last_bytes = 0  # of the body of the last frame that `take` returned
         self._source = open_segment(path)
         try:
             self.header = decode_segment_header(self._source.pread(SEGMENT_HEADER_BYTES, 0), path)
@@ -137,8 +138,13 @@ class SegmentReader:
             index = self._scan(entries, record_class, offset, index, byte_limit)
         # The chunk ends within a frame, or the writer has got further.
         if not entries and (left := self.size() - self.position) >= FRAME_HEADER_BYTES:
+            count = max(byte_limit, CHUNK_BYTES)
+            if self._last_bytes > CHUNK_BYTES // 2:  # one at a time, and no part of another
+                front = self._source.pread(FRAME_HEADER_BYTES, self.position)
+                if (header := decode_frame_header(front, 0, self._seed)) is not None:
+                    count = FRAME_HEADER_BYTES + header.body_bytes
             self._chunk_at, index = self.position, 0
-            self._chunk = self._source.pread(min(max(byte_limit, CHUNK_BYTES), left), self.position)
+            self._chunk = self._source.pread(min(count, left), self.position)
             index = self._scan(entries, record_class, offset, index, byte_limit)
         if entries:
             self.position = self._chunk_at + index
@@ -167,7 +173,7 @@ class SegmentReader:
                 if not add_entries(entries, record_class, header, chunk, body):
                     break
                 offset += header[3]
-                index = end
+                self._last_bytes, index = header[0], end
         return index
 
     def skip_to(self, offset: int) -> int:
