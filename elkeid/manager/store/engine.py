@@ -65,6 +65,9 @@ class Database(Protocol):
     def reading(self) -> AbstractContextManager[Connection]:
         """One consistent view; a statement that runs too long ends in `QueryTooLong`."""
 
+    def copying(self) -> AbstractContextManager[Connection]:
+        """One consistent view, for as long as it takes to copy all there is."""
+
     def migrating(self) -> AbstractContextManager[Connection]:
         """One transaction that may take long; no other process has one at the same time."""
 

@@ -135,6 +135,14 @@ class PostgresDatabase:
             yield connection
 
     @contextmanager
+    def copying(self) -> Iterator[Connection]:
+        """See `Database`."""
+        assert self._reader is not None, "not open"
+        with self._reader.connect() as connection:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            yield connection
+
+    @contextmanager
     def migrating(self) -> Iterator[Connection]:
         """See `Database`."""
         with self.writing() as connection:

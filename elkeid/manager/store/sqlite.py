@@ -118,6 +118,13 @@ class SqliteDatabase:
         with self._writer.begin() as connection:
             yield connection
 
+    @contextmanager
+    def copying(self) -> Iterator[Connection]:
+        """See `Database`."""
+        assert self._reader is not None, "not open"
+        with self._reader.connect() as connection:
+            yield connection
+
     def migrating(self) -> AbstractContextManager[Connection]:
         """A write like any other: SQLite lets one process write at a time."""
         return self.writing()

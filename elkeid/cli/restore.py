@@ -1,0 +1,26 @@
+"""``elkeid restore``: bring back what `elkeid backup` wrote."""
+
+import time
+from pathlib import Path
+
+import click
+
+from elkeid.cli import Invocation
+from elkeid.manager.backup import read_backup
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.pass_obj
+def restore(invocation: Invocation, path: Path) -> None:
+    """Bring back database, keys and cursors, into a folder and a database that are empty.
+
+    The database may be of the other kind than the one the backup was taken of.
+
+    \b
+    Example:
+      elkeid --config /etc/elkeid/elkeid.toml restore /var/backups/elkeid-monday
+    """
+    manifest = read_backup(invocation.settings, path)
+    then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created_at))
+    click.echo(f"restored what version {manifest.version} had on {then}")
