@@ -25,7 +25,7 @@ COMMANDS = {
     "user": ("elkeid.cli.user", "Add, list, delete, reset and unlock users of the Manager."),
     "audit": ("elkeid.cli.audit", "Check the audit log."),
     "backup": ("elkeid.cli.backup", "Write database, keys and cursors to one file."),
-    "restore": ("elkeid.cli.restore", "Bring back what `elkeid backup` wrote."),
+    "restore": ("elkeid.cli.restore", "Bring back what elkeid backup wrote, into empty places."),
     "call": ("elkeid.cli.call", "Call a gateway's HTTP API, signed, and print its answer."),
     "limits": (
         "elkeid.cli.limits",

@@ -12,7 +12,7 @@ from elkeid.manager.backup import write_backup
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_obj
 def backup(invocation: Invocation, path: Path) -> None:
-    """Write the Manager's database, the keys and the cursors of the event log to one file.
+    """Write database, keys and cursors to one file.
 
     The server may run meanwhile. Whoever has the file has the keys of every agent: it is
     readable by its owner alone, and should be kept so.

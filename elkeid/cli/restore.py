@@ -13,13 +13,13 @@ from elkeid.manager.backup import read_backup
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_obj
 def restore(invocation: Invocation, path: Path) -> None:
-    """Bring back database, keys and cursors, into a folder and a database that are empty.
+    """Bring back what elkeid backup wrote, into empty places.
 
-    The database may be of the other kind than the one the backup was taken of.
+    Data and keys folder must have nothing of ours, the database neither users nor agents. It may be of the other kind than the one the backup was taken of.
 
     \b
     Example:
-      elkeid --config /etc/elkeid/elkeid.toml restore /var/backups/elkeid-monday
+      elkeid restore /var/backups/elkeid-monday
     """
     manifest = read_backup(invocation.settings, path)
     then = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created_at))
