@@ -114,6 +114,7 @@ class _Slice:
     done: list[Done] = Factory(list)
     timer: IDelayedCall | None = None
     noting: bool = False
+    dropped: bool = False  # orders whose outcome is not known
 
 
 @define
@@ -449,6 +450,7 @@ class TaskEngine:
                 self._spawn(self._send(worker, held, order, data))
 
     async def _send(self, worker: _Worker, held: _Slice, order: Order, data: Any) -> None:
+        done: Done | None = None
         try:
             if self._clock.seconds() >= held.safe_until:
                 return  # another Manager may be sending it
@@ -459,6 +461,7 @@ class TaskEngine:
             self._metrics.sends.labels(done.verdict.value).inc()
             held.done.append(done)
         finally:
+            held.dropped = held.dropped or done is None
             held.left -= 1
             worker.under_way -= 1
             self._wake(worker)
@@ -508,7 +511,13 @@ class TaskEngine:
         pause = NOTE_SECONDS
         try:
             noted = await self._store.write(
-                note_done, held.number, held.slice_id, done, self._wall(), ended=ended
+                note_done,
+                held.number,
+                held.slice_id,
+                done,
+                self._wall(),
+                ended=ended,
+                dropped=held.dropped,
             )
         except StoreError as error:
             held.done = done + held.done

@@ -85,6 +85,7 @@ class Held:
     orders: list[Order]
     outcomes: list[Done]
     left: int
+    dropped: bool = False
 
 
 class Tasks(RuleBasedStateMachine):
@@ -138,7 +139,7 @@ class Tasks(RuleBasedStateMachine):
         self.number, _ = self.write(create_task, new, self.now)
         after = ""
         while True:
-            ids = self.write(selected_after, EVERYTHING, 0, after, 4)
+            ids = self.write(selected_after, EVERYTHING, after, 4)
             last = len(ids) < 4
             added = self.write(
                 add_subtasks, self.number, after, ids, self.now, last=last, approval_hosts=0
@@ -225,7 +226,13 @@ class Tasks(RuleBasedStateMachine):
             ended = not held.left
             if held.outcomes or ended:
                 self.write(
-                    note_done, self.number, held.slice_id, held.outcomes, self.now, ended=ended
+                    note_done,
+                    self.number,
+                    held.slice_id,
+                    held.outcomes,
+                    self.now,
+                    ended=ended,
+                    dropped=held.dropped,
                 )
                 held.outcomes = []
                 if ended:
@@ -244,6 +251,7 @@ class Tasks(RuleBasedStateMachine):
         for held in self.memory[who]:
             if held.slice_id not in kept:
                 held.left -= len(held.orders)
+                held.dropped = held.dropped or bool(held.orders)
                 held.orders = []
 
     @rule()

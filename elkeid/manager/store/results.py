@@ -185,14 +185,14 @@ def _end(connection: Connection, locked: LockedTask, endings: dict[str, tuple[st
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for some in _slices(list(endings)):
         waiting = connection.execute(
-            select(subtask.c.agent_id, subtask.c.token, subtask.c.status).where(
-                subtask.c.task == locked.number,
-                subtask.c.token.in_(some),
-                subtask.c.status.in_((CREATED, RUNNING, SUCCEED)),
+            # By the token alone: else all subtasks of a task might be looked through for it.
+            select(subtask.c.agent_id, subtask.c.token, subtask.c.status, subtask.c.task).where(
+                subtask.c.token.in_(some)
             )
         )
         for row in waiting:
-            groups[(row.status, *endings[row.token])].append(row.agent_id)
+            if row.task == locked.number and row.status in (CREATED, RUNNING, SUCCEED):
+                groups[(row.status, *endings[row.token])].append(row.agent_id)
     for (before, after, message), ids in groups.items():
         for some in _slices(ids):
             connection.execute(

@@ -417,6 +417,7 @@ def note_done(
     now: float,
     *,
     ended: bool,
+    dropped: bool = False,
 ) -> Noted:
     """Note what became of orders of a slice.
 
@@ -427,6 +428,7 @@ def note_done(
         done: outcomes.
         now: unix seconds.
         ended: whether these are the last of the slice.
+        dropped: whether there are orders of the slice that nobody knows the outcome of.
     """
     noted = Noted()
     locked = lock_task(connection, number, now)
@@ -451,23 +453,23 @@ def note_done(
     changes.write(connection)
     noted.resends = len(changes.resends)
     if ended:
-        _end_slice(connection, number, slice_id)
+        mine = task_slice.c.slice_id == slice_id
+        if dropped:  # some are `running` still, to be taken over at once
+            connection.execute(update(task_slice).where(mine).values(deadline=0.0))
+        else:
+            connection.execute(delete(task_slice).where(mine))
     locked.save(connection)
     return noted
 
 
-def _end_slice(connection: Connection, number: int, slice_id: str) -> None:
-    """Give a lease back; what is left ``running`` in the slice may be taken over at once."""
-    left = connection.execute(
-        select(subtask.c.agent_id)
-        .where(subtask.c.task == number, subtask.c.status == RUNNING, subtask.c.slice == slice_id)
-        .limit(1)
-    ).first()
-    mine = task_slice.c.slice_id == slice_id
-    if left is None:
-        connection.execute(delete(task_slice).where(mine))
-    else:
-        connection.execute(update(task_slice).where(mine).values(deadline=0.0))
+def _in_slice(number: int, slice_id: str) -> tuple[Any, ...]:
+    """Where subtasks of a slice are still being sent.
+
+    ``due`` of these is NULL; saying so makes it one stretch of an index, and no walk through all
+    subtasks of a task.
+    """
+    of = subtask.c
+    return of.task == number, of.status == RUNNING, of.due.is_(None), of.slice == slice_id
 
 
 @define
@@ -614,9 +616,7 @@ def take_over(connection: Connection, slice_id: str, number: int, now: float) ->
         return 0
     changes = _Changes(locked)
     rows = connection.execute(
-        select(subtask.c.agent_id, subtask.c.sends).where(
-            subtask.c.task == number, subtask.c.status == RUNNING, subtask.c.slice == slice_id
-        )
+        select(subtask.c.agent_id, subtask.c.sends).where(*_in_slice(number, slice_id))
     ).all()
     for row in rows:
         if locked.row.quick or locked.row.status == CANCELLED or row.sends >= LOST_SENDS:
@@ -698,7 +698,7 @@ def end_waiting(connection: Connection, number: int, now: float, limit: int) -> 
             .where(
                 subtask.c.task == number,
                 subtask.c.status == CREATED,
-                subtask.c.due.is_not(None),
+                subtask.c.due >= AWAY,
                 subtask.c.job.in_(jobs),
             )
             .limit(limit)
@@ -784,7 +784,7 @@ def outlooks(connection: Connection, now: float, limit: int) -> list[Outlook]:
             window.label("at_once"),
             job(task_job.c.drained.is_(False)).label("has_fresh"),
             any_(of.status == CREATED, of.due.between(0, now)).label("has_due"),
-            any_(of.status == CREATED, of.due == AWAY).label("has_away"),
+            any_(of.status == CREATED, of.due.between(AWAY, AWAY)).label("has_away"),
             any_(of.status == SUCCEED, of.due.between(0, now)).label("has_late"),
             job(task_job.c.deadline < now, task_job.c.expired.is_(False)).label("has_expired"),
         )
