@@ -15,7 +15,8 @@ from elkeid.manager.backup import read_backup
 def restore(invocation: Invocation, path: Path) -> None:
     """Bring back what elkeid backup wrote, into empty places.
 
-    Data and keys folder must have nothing of ours, the database neither users nor agents. It may be of the other kind than the one the backup was taken of.
+    Keys folder and cursors must not be there yet, and the database have neither users nor agents.
+    It may be of the other kind than the one the backup was taken of.
 
     \b
     Example:
