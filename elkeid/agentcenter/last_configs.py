@@ -71,11 +71,15 @@ class Instance(Protocol):
 
 
 class LastConfig(msgspec.Struct):
-    """The last delivery to one host, as peers tell it; times are unix seconds."""
+    """The last delivery to one host, as peers tell it; times are unix seconds.
+
+    An empty config counts only where ``allow_empty`` says that it is meant.
+    """
 
     agent_id: str
     delivered_at: float
     config: list[Entry]
+    allow_empty: bool = False
 
 
 class _Answer(msgspec.Struct):
@@ -162,7 +166,7 @@ class Peers:
         skew = reply.skew if reply.skew is not None and abs(reply.skew) > SKEW_SECONDS else 0.0
         asked, told = set(agent_ids), dict[str, Delivered]()
         for each in answer.data or ():
-            if each.agent_id not in asked:
+            if each.agent_id not in asked or not (each.config or each.allow_empty):
                 continue
             try:
                 config = config_of(each.config)
@@ -287,6 +291,7 @@ class LastConfigRoutes:
                     "agent_id": agent_id,
                     "delivered_at": found[agent_id].at,
                     "config": entries[config.digest],
+                    "allow_empty": not entries[config.digest],
                 }
             )
         return Enveloped(told, {"more": more})

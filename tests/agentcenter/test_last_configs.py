@@ -337,6 +337,15 @@ class LastConfigsTests(SynchronousTestCase):
             self.shelf.clock.advance(REST_SECONDS)
         self.assertEqual(self.peers.failures, 2 * 4)
 
+    def test_empty_config_of_a_peer(self) -> None:
+        """It takes the place of what is known here only where the peer says that it is meant."""
+        self.shelf.store.save("a1", Delivered(plugins(driver="own"), NOW - 60))
+        entry = {"agent_id": "a1", "delivered_at": NOW, "config": []}
+        for more, expected in (({}, {"driver": "own"}), ({"allow_empty": True}, {})):
+            answer = Reply(200, json.dumps({"code": 0, "data": [entry | more]}).encode(), None)
+            self.others.answers = {"10.0.0.2:6752": answer, "[fd00::3]:6752": self.tells()}
+            self.assertEqual(self.newest(), [expected])
+
     def test_silent_peer(self) -> None:
         """One that does not answer costs 2 s once; then it is left alone for a while."""
         self.shelf.store.save("a1", Delivered(plugins(driver="own"), NOW))
@@ -381,6 +390,7 @@ class LastConfigsTests(SynchronousTestCase):
         self.assertEqual(told["a1"]["delivered_at"], NOW)
         self.assertEqual(told["a1"]["config"][0]["name"], "driver")
         self.assertEqual(told["a2"]["config"], [])
+        self.assertEqual([told[name]["allow_empty"] for name in ("a1", "a2")], [False, True])
 
     def test_large_configs(self) -> None:
         """Configs that have no room in one answer are asked for again, until all are told."""
