@@ -356,6 +356,7 @@ class ManagerSettings:
     approval_hosts: int = _number(0, 0, 10_000_000)  # a task of more needs a second person
     approval_uploads: bool = field(default=False, validator=boolean)
     upload_quota_bytes: int = _number(10 * GiB, MiB, 1 << 50)  # all files of agents together
+    upload_seconds: float = _seconds(90 * 86400, 3600, 10 * 365 * 86400)  # life of such a file
     export_quota_bytes: int = _number(4 * GiB, MiB, 1 << 50)  # all exported files together
     export_seconds: float = _seconds(86400, 60, 30 * 86400)  # life of an exported file
     metrics_networks: tuple[str, ...] = field(default=PRIVATE_NETWORKS, validator=networks)

@@ -43,6 +43,7 @@ from elkeid.manager.live_api import LiveRoutes
 from elkeid.manager.logins import Logins
 from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
+from elkeid.manager.retention import Retention, Rule
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
@@ -174,6 +175,11 @@ class ManagerRole:
             wall,
             manager.upload_quota_bytes,
         )
+        self.retention = Retention(
+            reactor,
+            wall,
+            [Rule("files of agents", manager.upload_seconds, self.uploads.forget_some)],
+        )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
@@ -275,6 +281,7 @@ class ManagerRole:
             self.syslog.start()
         await self.agents.start()
         await self.uploads.start()
+        self.retention.start()
         self.live.start()
         self.task_engine.follow(lambda each: self.live.tell("task", **asdict(each)))
         self.task_engine.start()
@@ -324,6 +331,7 @@ class ManagerRole:
             self.live.stop,
             self.polls.stop,
             self.agents.stop,
+            self.retention.stop,
             self.claims.stop,
             self.hosts.stop,
             self.access.stop,

@@ -21,11 +21,16 @@ from elkeid.manager.store.uploads import (
     Upload,
     add_upload,
     find_upload,
+    old_uploads,
+    remove_uploads,
     same_upload,
     upload_names,
     uploads_bytes,
 )
 from elkeid.web.multipart import read_form
+
+FORGOTTEN_AT_ONCE = 100
+"""Old files removed in one go."""
 
 PART = ".part"
 
@@ -76,6 +81,21 @@ class Uploads:
         for name in names:
             if not (self.folder / name).exists():
                 self.log.error("{path} is missing", path=str(self.folder / name))
+
+    async def forget_some(self, before: float) -> bool:
+        """Remove files that were stored before a time, in unix seconds; whether there may be more.
+
+        Names go first: a file without one is removed at the next start.
+        """
+        names = await self._store.read(old_uploads, before, FORGOTTEN_AT_ONCE)
+        if names:
+            await self._store.write(remove_uploads, names)
+            await self._threads.run(self._remove_all, names)
+        return len(names) == FORGOTTEN_AT_ONCE
+
+    def _remove_all(self, names: list[str]) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
 
     async def known(self, md5_hex: str) -> str | None:
         """The name of a stored file with this MD5."""

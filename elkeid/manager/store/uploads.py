@@ -1,9 +1,10 @@
 """Queries on files that agents uploaded. Every function takes a connection and blocks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from elkeid.manager.store.schema import upload
 
@@ -55,3 +56,14 @@ def uploads_bytes(connection: Connection) -> int:
     """What all files take."""
     total: int = connection.execute(select(func.coalesce(func.sum(upload.c.size), 0))).scalar_one()
     return total
+
+
+def old_uploads(connection: Connection, before: float, limit: int) -> list[str]:
+    """The names of files that were stored before a time, in unix seconds, the oldest first."""
+    query = select(upload.c.name).where(upload.c.created_at < before)
+    return list(connection.execute(query.order_by(upload.c.created_at).limit(limit)).scalars())
+
+
+def remove_uploads(connection: Connection, names: Sequence[str]) -> None:
+    """Forget files."""
+    connection.execute(delete(upload).where(upload.c.name.in_(names)))
