@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from elkeid.agentcenter.loss import AgentLoss
-from elkeid.wire.datatypes import AGENT_HEARTBEAT, ERROR_LOGS, PLUGIN_HEARTBEAT
+from elkeid.wire.datatypes import (
+    AGENT_HEARTBEAT,
+    ERROR_LOGS,
+    KERNEL_TYPES,
+    PLUGIN_HEARTBEAT,
+)
 
 if TYPE_CHECKING:
     from elkeid.agentcenter.table import Agent
@@ -27,7 +32,7 @@ _OWN = (AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, *ERROR_LOGS)
 class Arrivals:
     """Of one agent."""
 
-    __slots__ = ("before", "counts", "last_seen", "loss", "total")
+    __slots__ = ("before", "counts", "kernel", "last_seen", "loss", "news", "total")
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}  # data type -> records
@@ -35,6 +40,8 @@ class Arrivals:
         self.total = 0  # records
         self.before = 0  # records before the last batch
         self.loss: AgentLoss | None = None  # from the first heartbeat on
+        self.kernel = False  # whether an event of the kernel has come
+        self.news = False  # whether the first one just did: Managers need not wait a minute
 
     def take(self, counts: Mapping[int, int], count: int, now: int) -> None:
         """Note a batch: records by data type, their number, the time in unix seconds."""
@@ -53,6 +60,8 @@ class Arrivals:
             data_type = -1
         self.counts[data_type] = self.counts.get(data_type, 0) + count
         self.last_seen[data_type] = now
+        if data_type in KERNEL_TYPES and not self.kernel:
+            self.kernel = self.news = True
 
     def merge(self, other: "Arrivals") -> None:
         """Add what another stream of the same agent brought."""

@@ -278,6 +278,12 @@ class Gateway:
         for follower in self._followers:
             follower.heartbeat(agent, data_type, texts)
 
+    def news(self, stream: TransferStream) -> None:
+        """What is shown of a stream's agent changed without a heartbeat."""
+        agent = self.table.holds(stream.agent_id, stream)
+        if agent is not None and agent.heartbeat is not None:
+            self.table.touch(agent)
+
     def bad_heartbeat(self, stream: TransferStream, reason: str) -> None:
         """Count a heartbeat that is kept as a record, but not applied; say so once a stream."""
         self.counters.bad_heartbeats += 1

@@ -189,6 +189,9 @@ class TransferStream:
         passed = self._gateway.intake.append(self, header, packet)
         if packet.special and passed:
             self._apply(header, packet, passed)
+        if self.arrivals.news:
+            self.arrivals.news = False
+            self._gateway.news(self)
 
     def _find_tags(self) -> None:
         """Go on with the tags that are known, or wait for those of an unknown agent."""

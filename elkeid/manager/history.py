@@ -5,6 +5,7 @@ Everything is done in slices of some ten milliseconds, one after another.
 Source: docs/protocol.md, "Manager API", "History".
 """
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from sqlalchemy import Connection
@@ -18,6 +19,7 @@ from elkeid.manager.figures import (
     COARSE_SECONDS,
     FINE_SECONDS,
     LATE_SECONDS,
+    NAMES,
     Figures,
     Rollup,
     joined,
@@ -30,6 +32,7 @@ from elkeid.manager.store.figures import (
     newest_stretch,
     rollups_of,
 )
+from elkeid.manager.store.fleet import forget_fleet
 from elkeid.manager.store.hosts import HostEvent, forget_events, history_of, host_states
 from elkeid.manager.store.store import Store
 
@@ -41,6 +44,11 @@ ROWS_PER_WRITE = 500
 
 HOSTS_PER_STEP = 250
 """Hosts whose hour is rolled up in one transaction: their 3,000 rows take about 30 ms."""
+
+FLEET_SECONDS = 400 * 86_400
+"""How long the fleet's own figures are kept: a year and a little, 60 bytes for five minutes."""
+
+_CPU, _MEMORY = NAMES.index("cpu"), NAMES.index("rss")
 
 SPANS = (FINE_SECONDS, COARSE_SECONDS)
 
@@ -54,8 +62,19 @@ def _events(
     return history_of(connection, agent_id, ring, since, offset=offset, limit=limit)
 
 
-def _keep(connection: Connection, over: Sequence[tuple[str, int, bytes]]) -> None:
-    keep_rollups(connection, FINE_SECONDS, [rolled_up(*each) for each in over])
+def _keep(
+    connection: Connection, over: Sequence[tuple[str, int, bytes]]
+) -> dict[int, tuple[int, float, float]]:
+    """Store rollups; give, by stretch, how many hosts told both of CPU and memory, and the sums."""
+    rollups = [rolled_up(*each) for each in over]
+    keep_rollups(connection, FINE_SECONDS, rollups)
+    sums: dict[int, tuple[int, float, float]] = {}
+    for each in rollups:
+        cpu, memory = each.mean[_CPU], each.mean[_MEMORY]
+        if not math.isnan(cpu + memory):
+            hosts, cpus, memories = sums.get(each.began, (0, 0.0, 0.0))
+            sums[each.began] = (hosts + 1, cpus + cpu, memories + memory)
+    return sums
 
 
 class History:
@@ -66,6 +85,8 @@ class History:
         figures: what heartbeats measured.
         clock: for the pace.
         wall: seconds since the epoch.
+        measured: is told of each stretch that is over: its begin, how many hosts there are figures
+            of, the means of what their agents took of a processor and of memory.
         fine_seconds: how long figures of five minutes are kept.
         coarse_seconds: how long figures of an hour are kept.
         event_seconds: how long events of hosts are kept.
@@ -80,6 +101,7 @@ class History:
         figures: Figures,
         clock: IReactorTime,
         wall: Callable[[], float],
+        measured: Callable[[int, int, float, float], Awaitable[None]],
         *,
         fine_seconds: float,
         coarse_seconds: float,
@@ -87,6 +109,7 @@ class History:
         ring: int,
     ) -> None:
         self._store, self._figures, self._wall = store, figures, wall
+        self._measured = measured
         self._fine_seconds, self._coarse_seconds = fine_seconds, coarse_seconds
         self._event_seconds, self._ring = event_seconds, ring
         self._hour: int | None = None  # the next one to roll up
@@ -149,9 +172,14 @@ class History:
     async def _write(self, everything: bool) -> None:
         """Store what is over; what cannot be stored is lost, so that memory stays bounded."""
         over = self._figures.over(self._wall(), everything=everything)
+        sums: dict[int, tuple[int, float, float]] = {}
         for start in range(0, len(over), ROWS_PER_WRITE):
             some = over[start : start + ROWS_PER_WRITE]
-            await self._store.write(_keep, some)
+            for began, sum_ in (await self._store.write(_keep, some)).items():
+                known = sums.get(began, (0, 0.0, 0.0))
+                sums[began] = (known[0] + sum_[0], known[1] + sum_[1], known[2] + sum_[2])
+        for began, (hosts, cpu, memory) in sums.items():
+            await self._measured(began, hosts, cpu / hosts, memory / hosts)
 
     async def _roll_up(self) -> None:
         """Roll up hours that are over, one after another, from where some Manager was."""
@@ -176,6 +204,7 @@ class History:
         for span, seconds in zip(SPANS, (self._fine_seconds, self._coarse_seconds), strict=True):
             await self._until_none(forget_figures, span, now - seconds)
         await self._until_none(forget_events, now - self._event_seconds)
+        await self._until_none(forget_fleet, now - FLEET_SECONDS)
 
     async def _until_none(self, forget: Callable[..., int], *arguments: float) -> None:
         while not self._stopping:

@@ -20,12 +20,12 @@ from elkeid.manager.hostview import (
     items_of,
 )
 from elkeid.manager.pages import Paged, PageQuery, listed
-from elkeid.manager.roles import AGENT_READERS
+from elkeid.manager.roles import AGENT_READERS, AGENT_WRITERS
 from elkeid.manager.selection import (
     SELECTOR_BYTES,
     HostConditions,
     HostSelector,
-    conditions_test,
+    looked_at,
     selected,
 )
 from elkeid.manager.store.store import Threads
@@ -65,7 +65,7 @@ class HostRoutes:
     async def describe(self, call: Call[PageQuery, HostConditions]) -> object:
         """By agent id."""
         asked = call.query
-        page = await self._agents.page(conditions_test(call.body), asked.offset, asked.page_size)
+        page = await self._agents.page(looked_at(call.body), asked.offset, asked.page_size)
         items: Any = await self._threads.run(items_of, page.items)
         return listed(asked, page.total, items)
 
@@ -82,6 +82,57 @@ class HostRoutes:
         if found is None:
             raise CodedRefusal(DATABASE_ERROR, "no host with this id has ever been reported")
         return detail_of(found, self._agents.fresh_since)
+
+
+class RetiredCount(msgspec.Struct):
+    """Answer of ``RetireHosts``."""
+
+    count: int
+    connected: int  # and therefore not retired
+
+
+class RestoredCount(msgspec.Struct):
+    """Answer of ``RestoreHosts``."""
+
+    count: int
+
+
+class RetireRoutes:
+    """Hosts that are gone for good.
+
+    Args:
+        hosts: as last reported.
+    """
+
+    routes = Routes("/api/v6/asset-center", auth=AuthKind.TOKEN)
+
+    def __init__(self, hosts: Hosts) -> None:
+        self._hosts = hosts
+
+    @routes.post(
+        "/RetireHosts",
+        body=HostSelector,
+        limit=SELECTOR_BYTES,
+        levels=AGENT_WRITERS,
+        answer=RetiredCount,
+        summary="Take hosts for gone for good, until they are heard again",
+    )
+    async def retire(self, call: Call[None, HostSelector]) -> object:
+        """Those that are connected are passed over."""
+        done = await self._hosts.retire(selected(call.body))
+        return RetiredCount(done.count, done.connected)
+
+    @routes.post(
+        "/RestoreHosts",
+        body=HostSelector,
+        limit=SELECTOR_BYTES,
+        levels=AGENT_WRITERS,
+        answer=RestoredCount,
+        summary="Take retired hosts for offline again",
+    )
+    async def restore(self, call: Call[None, HostSelector]) -> object:
+        """Those that are not retired are passed over."""
+        return RestoredCount(await self._hosts.restore(selected(call.body)))
 
 
 class HostExportRoutes:

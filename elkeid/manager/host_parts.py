@@ -9,10 +9,12 @@ from elkeid.manager.exports import Exports
 from elkeid.manager.figures import Figures
 from elkeid.manager.history import History
 from elkeid.manager.history_api import HistoryRoutes, MonitorRoutes
-from elkeid.manager.host_api import HostExportRoutes, HostRoutes
+from elkeid.manager.host_api import HostExportRoutes, HostRoutes, RetireRoutes
 from elkeid.manager.hosts import Hosts
 from elkeid.manager.license_api import LicenseRoutes
 from elkeid.manager.news import News
+from elkeid.manager.overview import Fleet
+from elkeid.manager.overview_api import HostValueRoutes, OverviewRoutes
 from elkeid.manager.store.store import Store, Threads
 from elkeid.manager.tag_api import TagRoutes
 from elkeid.manager.watch import HostWatch
@@ -40,12 +42,15 @@ class HostParts:
     ) -> None:
         manager = settings.manager
         self._store, self._threads, self._wall = store, threads, wall
+        self._ring = manager.history_events
+        self.fleet = Fleet(store, wall, reactor.seconds)
         figures = Figures()
         self.history = History(
             store,
             figures,
             reactor,
             wall,
+            self.fleet.measured,
             fine_seconds=manager.history_fine_seconds,
             coarse_seconds=manager.history_coarse_seconds,
             event_seconds=manager.history_event_seconds,
@@ -75,11 +80,14 @@ class HostParts:
             agents: as last reported.
             tag_news: tells gateways that tags changed.
         """
-        hosts = Hosts(agents, self._store, tag_news)
+        hosts = Hosts(agents, self._store, tag_news, wall=self._wall, ring=self._ring)
         return [
             TagRoutes(hosts, self._store),
             HostRoutes(agents, self._threads),
             HostExportRoutes(hosts, self.exports),
+            HostValueRoutes(self._store),
+            RetireRoutes(hosts),
+            OverviewRoutes(self.fleet),
             HistoryRoutes(self.history),
             MonitorRoutes(self.history),
             LicenseRoutes(self._wall),

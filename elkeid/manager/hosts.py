@@ -3,10 +3,12 @@
 from collections.abc import AsyncIterator, Callable, Collection
 
 import msgspec
+from attrs import define
 
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.filter import Test
 from elkeid.manager.news import News
+from elkeid.manager.store.hosts import restore_hosts, retire_hosts
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.tags import Retagged, retag
 
@@ -28,6 +30,14 @@ class _Id(msgspec.Struct):
 _id_of = msgspec.json.Decoder(_Id).decode
 
 
+@define
+class Retired:
+    """What became of hosts that were to be retired."""
+
+    count: int = 0
+    connected: int = 0  # and therefore not retired
+
+
 class Hosts:
     """Hosts as a whole.
 
@@ -35,10 +45,21 @@ class Hosts:
         agents: as last reported.
         store: open.
         news: tells gateways that tags changed.
+        wall: seconds since the epoch.
+        ring: events kept of each host.
     """
 
-    def __init__(self, agents: AgentStatus, store: Store, news: News) -> None:
+    def __init__(
+        self,
+        agents: AgentStatus,
+        store: Store,
+        news: News,
+        *,
+        wall: Callable[[], float],
+        ring: int,
+    ) -> None:
         self._agents, self._store, self._news = agents, store, news
+        self._wall, self._ring = wall, ring
 
     async def documents(self, test: Test) -> AsyncIterator[list[msgspec.Raw]]:
         """The documents of hosts that pass a test, in slices by id, each as of its own moment."""
@@ -49,6 +70,42 @@ class Hosts:
                 return
             last = _id_of(some[-1]).agent_id
             yield some
+
+    async def retire(self, test: Test) -> Retired:
+        """Note of the hosts that pass a test that they are gone for good.
+
+        Those that are connected are passed over: they would return with their next heartbeat.
+        """
+        done = Retired()
+        async for some in self._ids(test):
+            count, connected = await self._store.write(
+                retire_hosts, some, int(self._wall()), self._ring
+            )
+            done.count += count
+            done.connected += connected
+        return done
+
+    async def restore(self, test: Test) -> int:
+        """Note of the hosts that pass a test that they are not gone; return how many were."""
+        count = 0
+        async for some in self._ids(test):
+            count += await self._store.write(restore_hosts, some, int(self._wall()), self._ring)
+        return count
+
+    async def _ids(self, test: Test) -> AsyncIterator[list[str]]:
+        """The ids of hosts that pass a test, in slices.
+
+        Raises:
+            TooManyHosts: more than `HOSTS_PER_CHANGE`.
+        """
+        count = await self.count(test)
+        if count > HOSTS_PER_CHANGE:
+            raise TooManyHosts(
+                f"{count} hosts are selected, and one call changes {HOSTS_PER_CHANGE} at most: "
+                "select fewer"
+            )
+        async for documents in self.documents(test):
+            yield [_id_of(each).agent_id for each in documents]
 
     async def count(self, test: Test) -> int:
         """How many hosts pass a test."""
@@ -64,15 +121,8 @@ class Hosts:
         Raises:
             TooManyHosts: nothing was changed.
         """
-        count = await self.count(test)
-        if count > HOSTS_PER_CHANGE:
-            raise TooManyHosts(
-                f"{count} hosts are selected, and one call changes {HOSTS_PER_CHANGE} at most: "
-                "select fewer"
-            )
         done = Retagged()
-        async for documents in self.documents(test):
-            some = [_id_of(each).agent_id for each in documents]
+        async for some in self._ids(test):
             slice_done = await self._store.write(retag, some, change)
             if slice_done.changed:
                 self._news.announce(some)

@@ -13,12 +13,12 @@ from typing import Any, Final
 from attrs import frozen
 
 from elkeid.manager.documents import AgentReport
+from elkeid.wire.datatypes import KERNEL_TYPES
 
 DRIVER: Final = "driver"
 """The plugin that brings events of the kernel."""
 
-KERNEL_TYPES: Final = frozenset(map(str, range(1, 1000)))
-"""Data types of the driver's records, in decimal."""
+_KERNEL_KEYS: Final = frozenset(map(str, KERNEL_TYPES))
 
 
 class Protection(StrEnum):
@@ -49,7 +49,7 @@ class Verdict:
 def kernel_event_at(data_types: Mapping[str, Any]) -> float | None:
     """When the newest event of the kernel came, by the gateway's clock; None without any."""
     newest: float | None = None
-    for kind in data_types.keys() & KERNEL_TYPES:
+    for kind in data_types.keys() & _KERNEL_KEYS:
         counted = data_types[kind]
         seen = counted.get("last_seen") if type(counted) is dict else None
         if isinstance(seen, int | float) and (newest is None or seen > newest):

@@ -18,6 +18,7 @@ from elkeid.manager.filter import (
     Every,
     IsIn,
     Matches,
+    Not,
     Path,
     Some,
     Test,
@@ -30,6 +31,9 @@ SELECTOR_BYTES = 2 << 20
 """Body with a selector: 10,000 ids of 128 characters, quoted."""
 
 NOBODY = Some(())
+
+NOT_RETIRED = Not(IsIn(Path(("agent_state",)), ("uninstalled",)))
+"""Hosts that are gone for good are meant only by their ids, or by their state."""
 
 AgentId = Annotated[str, msgspec.Meta(min_length=1, max_length=AGENT_ID_CHARACTERS)]
 Prefix = Annotated[str, msgspec.Meta(max_length=200)]
@@ -66,7 +70,8 @@ def _prefix(field: str, value: str) -> Test:
 
 
 def conditions_test(conditions: HostConditions) -> Test:
-    """The test that hosts meeting all conditions pass; `EVERYTHING` without any."""
+    """The test that hosts meeting all conditions pass; `EVERYTHING` without any, for the caller
+    to say what that means."""
     tests: list[Test] = []
     for field in ("hostname", "agent_id", "version"):
         value = getattr(conditions, field)
@@ -81,7 +86,15 @@ def conditions_test(conditions: HostConditions) -> Test:
     if conditions.status:
         states = tuple(_STATES.get(each, each) for each in conditions.status)
         tests.append(IsIn(Path(("agent_state",)), states))
-    return Every(tuple(tests))
+        if "uninstall" in conditions.status:
+            return Every(tuple(tests))
+    return Every((*tests, NOT_RETIRED)) if tests else EVERYTHING
+
+
+def looked_at(conditions: HostConditions) -> Test:
+    """The test that hosts pass which somebody wants to see: without conditions all but retired."""
+    test = conditions_test(conditions)
+    return NOT_RETIRED if test == EVERYTHING else test
 
 
 def selected(selector: HostSelector, *, reading: bool = False) -> Test:
@@ -102,4 +115,4 @@ def selected(selector: HostSelector, *, reading: bool = False) -> Test:
     if test != EVERYTHING:
         return test
     whole = selector.all or (reading and selector.id_list is None)
-    return EVERYTHING if whole else NOBODY
+    return NOT_RETIRED if whole else NOBODY

@@ -9,6 +9,8 @@ AGENT_HEARTBEAT = 1000
 PLUGIN_HEARTBEAT = 1001
 TASK_RESULTS = frozenset({2001, 2003, 5100, 5101, 6000, 8010})
 ERROR_LOGS = frozenset({1010, 1011})
+KERNEL_TYPES = range(1, 1000)
+"""The driver's: events of the kernel."""
 
 
 class RecordClass(IntEnum):

@@ -102,3 +102,22 @@ def test_loss_from_heartbeats() -> None:
     assert agent.stream.arrivals.loss is not None
     assert agent.stream.arrivals.loss.in_flight == 200
     assert (gateway.arrivals.in_flight, gateway.arrivals.dropped) == (200, 0)
+
+
+def test_the_first_kernel_event_is_news() -> None:
+    """Whoever asks for changes learns of it at once; of later ones with the next heartbeat."""
+    gateway, _, _ = make_gateway()
+    host = Host(gateway)
+    stream = host.open()
+    host.send(stream, batch("a1", 59))
+    host.send(stream, batch("a1", 1000))
+    cursor = gateway.table.changes(None).cursor
+    host.send(stream, batch("a1", 601, 59, 5050))
+    assert gateway.table.changes(cursor).agents == []
+    other = host.open()
+    host.send(other, batch("a2", 1000))
+    cursor = gateway.table.changes(None).cursor
+    host.send(other, batch("a2", 5050))
+    assert gateway.table.changes(cursor).agents == []
+    host.send(other, batch("a2", 601))
+    assert [agent.agent_id for agent in gateway.table.changes(cursor).agents] == ["a2"]

@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from elkeid.manager.filter import EVERYTHING, Test, holds
-from elkeid.manager.selection import NOBODY, HostSelector, selected
+from elkeid.manager.selection import (
+    NOBODY,
+    NOT_RETIRED,
+    HostConditions,
+    HostSelector,
+    conditions_test,
+    looked_at,
+    selected,
+)
 from elkeid.web.refusals import ParameterInvalid
 
 HOST: dict[str, Any] = {
@@ -61,6 +69,22 @@ def test_uninstalled_hosts_are_asked_for() -> None:
     assert holds(test, HOST | {"agent_state": "uninstalled"})
 
 
+def test_no_conditions() -> None:
+    """Whoever makes a test of no conditions can tell, and has to say what it means."""
+    assert conditions_test(HostConditions()) == EVERYTHING
+    assert conditions_test(HostConditions(tags=[], hostname="")) == EVERYTHING
+    assert looked_at(HostConditions()) == NOT_RETIRED
+
+
+def test_retired_hosts_are_not_meant() -> None:
+    """Unless by their ids or their state."""
+    retired = HOST | {"agent_state": "uninstalled"}
+    assert not holds(meaning({"conditions": {"hostname": "web"}}), retired)
+    assert not holds(meaning({"id_list": [], "all": True}), retired)
+    assert holds(meaning({"id_list": ["a-1"]}), retired)
+    assert holds(meaning({"conditions": {"status": ["uninstall", "running"]}}), retired)
+
+
 def test_ids_win() -> None:
     """With ids, conditions do not count."""
     test = meaning({"id_list": ["a-1"], "conditions": {"hostname": "nothing"}})
@@ -81,7 +105,7 @@ def test_an_empty_selection_selects_nobody(body: dict[str, Any]) -> None:
     """Everybody must be said."""
     assert meaning(body) == NOBODY
     assert not holds(NOBODY, HOST)
-    assert meaning(body | {"all": True}) == EVERYTHING
+    assert meaning(body | {"all": True}) == NOT_RETIRED
 
 
 def test_all_does_not_widen_conditions() -> None:
@@ -92,7 +116,7 @@ def test_all_does_not_widen_conditions() -> None:
 
 def test_reading() -> None:
     """Who only looks and sets no conditions sees everybody; an empty list of ids is nobody."""
-    assert meaning({"conditions": {}}, reading=True) == EVERYTHING
+    assert meaning({"conditions": {}}, reading=True) == NOT_RETIRED
     assert meaning({"id_list": []}, reading=True) == NOBODY
 
 

@@ -31,6 +31,7 @@ from elkeid.manager.store.schema import (
     agent_hot,
     agent_ip,
     gateway,
+    host_state,
 )
 from elkeid.manager.store.upsert import insert_missing, upsert
 
@@ -83,6 +84,10 @@ _SHOWN = (
         agent_beat.c.last_heartbeat_time,
         agent_detail.c.fields.label("slow"),
         agent_hot.c.fields.label("hot"),
+        host_state.c.protection,
+        host_state.c.reason,
+        host_state.c.protection_since,
+        host_state.c.retired_at,
     )
     .join_from(agent, agent_beat, agent.c.agent_id == agent_beat.c.agent_id)
     .join(agent_detail, agent.c.agent_id == agent_detail.c.agent_id)
@@ -92,7 +97,11 @@ _SHOWN = (
         (gateway.c.ip == agent.c.source_ip) & (gateway.c.port == agent.c.source_port),
         isouter=True,
     )
+    .join(host_state, host_state.c.agent_id == agent.c.agent_id, isouter=True)
 )
+
+
+_PROTECTION = ',"protection":"%s","protection_reason":"%s","protection_since":%d'
 
 
 def _shown(row: Any) -> msgspec.Raw:
@@ -104,6 +113,13 @@ def _shown(row: Any) -> msgspec.Raw:
     )
     if row.answers:
         text += ',"connected":true' if row.connected else ',"connected":false'
+    if row.agent_state in (OFFLINE, UNINSTALLED):
+        reason = "silent" if row.agent_state == OFFLINE else "retired"
+        text += _PROTECTION % ("none", reason, seen)
+    elif row.protection is not None:
+        text += _PROTECTION % (row.protection, row.reason, row.protection_since)
+    if row.retired_at is not None:
+        text += f',"retired_at":{row.retired_at}'
     return msgspec.Raw(f"{text}}}".encode())
 
 

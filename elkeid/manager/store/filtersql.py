@@ -24,6 +24,12 @@ _BEAT = (
     " WHERE agent_beat.agent_id = agent.agent_id)"
 )
 
+_PROTECTION = (
+    "(CASE WHEN agent.agent_state IN ('offline', 'uninstalled') THEN 'none' ELSE"
+    " (SELECT host_state.protection FROM host_state WHERE host_state.agent_id = agent.agent_id)"
+    " END)"
+)
+
 COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
     "agent_id": ("agent.agent_id", "text"),
     "agent_state": ("agent.agent_state", "text"),
@@ -34,6 +40,7 @@ COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
     ),
     "first_heartbeat_time": ("agent.first_heartbeat_time", "number"),
     "last_heartbeat_time": (_BEAT, "number"),
+    "protection": (_PROTECTION, "text"),
     "source_ip": ("agent.source_ip", "text"),
     "source_port": ("agent.source_port", "number"),
     **{name: (f"agent.{name}", "text") for name in FOUND_KEYS},

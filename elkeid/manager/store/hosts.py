@@ -4,7 +4,7 @@ The last events of a host are a ring: event number n lies in place n modulo the 
 a host that comes and goes all day takes no more room than another.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,9 +16,11 @@ from sqlalchemy import (
     delete,
     func,
     select,
+    update,
 )
 
-from elkeid.manager.store.schema import host_event, host_state
+from elkeid.manager.store.agents import OFFLINE, UNINSTALLED, retire
+from elkeid.manager.store.schema import agent, host_event, host_state
 from elkeid.manager.store.upsert import upsert
 
 _FIELDS = tuple(column.name for column in host_state.columns)
@@ -95,6 +97,50 @@ def add_events(connection: Connection, events: Iterable[HostEvent], ring: int) -
     if rows:
         changes = ["number", "at", "kind", "detail"]
         connection.execute(upsert(connection, host_event, ["agent_id", "place"], changes), rows)
+
+
+def retire_hosts(
+    connection: Connection, ids: Collection[str], now: int, ring: int
+) -> tuple[int, int]:
+    """Note of hosts that they are gone for good; those that are connected are not.
+
+    Returns:
+        How many are now retired that were not, and how many are connected.
+    """
+    connected = {each for each, state in host_states(connection, ids).items() if state.connected}
+    gone = [each for each in ids if each not in connected]
+    retire(connection, gone)
+    states = host_states(connection, gone, locked=True)
+    newly = [state for state in states.values() if state.retired_at is None]
+    for state in newly:
+        state.retired_at = now
+    _note(connection, newly, now, "retired", ring)
+    return len(newly), len(connected)
+
+
+def restore_hosts(connection: Connection, ids: Collection[str], now: int, ring: int) -> int:
+    """Note of hosts that they are not gone after all; return how many were retired."""
+    connection.execute(
+        update(agent)
+        .where(agent.c.agent_id.in_(list(ids)), agent.c.agent_state == UNINSTALLED)
+        .values(agent_state=OFFLINE)
+    )
+    states = host_states(connection, ids, locked=True)
+    retired = [state for state in states.values() if state.retired_at is not None]
+    for state in retired:
+        state.retired_at = None
+    _note(connection, retired, now, "returned", ring)
+    return len(retired)
+
+
+def _note(
+    connection: Connection, states: Sequence[HostState], at: int, kind: str, ring: int
+) -> None:
+    events = [HostEvent(state.agent_id, state.events, at, kind, {}) for state in states]
+    for state in states:
+        state.events += 1
+    keep_states(connection, states)
+    add_events(connection, events, ring)
 
 
 def history_of(

@@ -490,6 +490,17 @@ host_event = Table(
     sqlite_with_rowid=False,
 )
 
+fleet_figure = Table(
+    "fleet_figure",
+    metadata,
+    Column("began", BigInteger, primary_key=True, autoincrement=False),  # unix seconds
+    Column("hosts", Integer, nullable=False),  # of which figures are known
+    Column("running", Integer, nullable=False),
+    Column("offline", Integer, nullable=False),
+    Column("cpu", Float, nullable=False),  # mean, fraction of a machine
+    Column("memory", Float, nullable=False),  # mean, bytes
+)
+
 host_figure = Table(
     "host_figure",
     metadata,

@@ -45,6 +45,16 @@ def upgrade() -> None:
     )
     op.create_index("ix_host_event_at", "host_event", ["at"])
     op.create_table(
+        "fleet_figure",
+        sa.Column("began", sa.BigInteger, nullable=False),
+        sa.Column("hosts", sa.Integer, nullable=False),
+        sa.Column("running", sa.Integer, nullable=False),
+        sa.Column("offline", sa.Integer, nullable=False),
+        sa.Column("cpu", sa.Float, nullable=False),
+        sa.Column("memory", sa.Float, nullable=False),
+        sa.PrimaryKeyConstraint("began", name="pk_fleet_figure"),
+    )
+    op.create_table(
         "host_figure",
         sa.Column("span", sa.Integer, nullable=False),
         sa.Column("began", sa.BigInteger, nullable=False),
