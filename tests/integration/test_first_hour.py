@@ -74,7 +74,7 @@ def test_first_hour(tmp_path: Path) -> None:
         _, half, _, subtasks, audit = answers[5:]
         assert half["data"]["id_count"] == found
         assert half["data"]["sub_task_succeed"] == found // 2
-        assert {each["status"] for each in subtasks["data"]} == {"succeed"}
+        assert {each["status"] for each in subtasks["data"]} <= {"succeed", "result_succeed"}
         assert any(entry["path"].endswith("/AddTags") for entry in audit["data"])
 
         # The two calls that the product documents, as they stand there.
