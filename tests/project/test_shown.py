@@ -3,7 +3,7 @@
 import json
 import unicodedata
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.logger import Logger, LogLevel
 
@@ -11,6 +11,7 @@ from elkeid.logging import as_json, as_text
 from elkeid.shown import shown, shown_json
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_nothing_is_obeyed(text: str) -> None:
     """No control character is left but tab and line feed; JSON keeps its value."""
