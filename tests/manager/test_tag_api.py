@@ -64,6 +64,13 @@ class V1Tests(_Case):
         self.assertEqual(self.get(f"{V6}/DescribeTags"), ["b", "x"])
         self.assertEqual(self.deployment.agent(self.token, "a3")["tags"], ["b", "x"])
 
+    def test_ways_in_slices(self) -> None:
+        """Hosts named in several ways are gone through once, however small the steps."""
+        body = {"tag": "x", "id_list": ["a1"], "ipv4_list": ["192.0.2.2"], "ipv6_list": ["fd00::3"]}
+        with patch.object(hosts, "HOSTS_PER_SLICE", 1):
+            self.ok(f"{V1}/addTags", body)
+        self.assertEqual(self.tags(), {"a1": "x", "a2": "x", "a3": "x"})
+
     def test_nobody(self) -> None:
         """A tag without hosts changes none; without tags the lists are empty."""
         self.ok(f"{V1}/addTags", {"tag": "x"})

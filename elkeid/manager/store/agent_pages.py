@@ -79,7 +79,7 @@ def count_of_agents(connection: Connection, test: Test) -> int:
 
 def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) -> list[str]:
     """The ids of the next agents that satisfy a test, by id, after one id."""
-    way = _way(connection, test, by_id=True)
+    way = _way(connection, test, by_id=True, goes_on=True)
     query = way.query.where(way.agent_id > after).order_by(*way.order).limit(limit)
     return list(connection.execute(query).scalars())
 
@@ -89,7 +89,8 @@ def _count(connection: Connection, way: _Way) -> int:
     return int(connection.execute(counted).scalar_one())
 
 
-def _way(connection: Connection, test: Test, *, by_id: bool) -> _Way:
+def _way(connection: Connection, test: Test, *, by_id: bool, goes_on: bool = False) -> _Way:
+    """The way for a test; one that goes on has conditions added to it."""
     test = flattened(test)
     tests = test.tests if isinstance(test, Every) else (test,)
     found = None
@@ -107,7 +108,8 @@ def _way(connection: Connection, test: Test, *, by_id: bool) -> _Way:
     if not found.has_agent:
         query = query.join(agent, agent.c.agent_id == found.agent_id)
     wanted = condition(rest, connection.dialect.name)
-    sql = wanted.sql if found.order is _BY_ID else f"({wanted.sql})"
+    alone = found.order is _BY_ID and not goes_on
+    sql = wanted.sql if alone else f"({wanted.sql})"
     query = query.where(text(sql).bindparams(**wanted.parameters))
     return _Way(query, found.agent_id, found.order, True)
 
