@@ -237,6 +237,9 @@ class _Compiler(ABC):
                 alternatives = []
                 if kind == "bool":
                     alternatives = [f"{column} = {bind(value)}" for value in sorted(set(wanted))]
+                elif kind == "text" and len(wanted) == 1:
+                    # Only so does an index on it also give the order of ids.
+                    alternatives = [f"{column} = {bind(wanted[0])}"]
                 elif wanted:
                     alternatives = [self._is_one_of(column, kind, wanted)]
                 if None in values:
