@@ -66,6 +66,9 @@ PRUNE_SECONDS = 3_600.0
 PRUNE_SLICE = 2_000
 """Entries removed in one transaction, some 20 ms."""
 
+_PART = re.compile(r"<(?:\w+:)?(\w+)>")
+"""What a declared path has in place of a part."""
+
 _SECRET = re.compile(r"passw|secret|token|otp|captcha|credential|private|kubeconfig", re.IGNORECASE)
 _IDS = frozenset(
     {
@@ -138,9 +141,7 @@ class AuditLog:
         """An entry on a request."""
         if user is not None:
             values.update(username=user.username, level=user.level)
-        return self.entry(
-            kind, peer=call.peer, method=call.method, path=call.path.decode("latin-1"), **values
-        )
+        return self.entry(kind, peer=call.peer, method=call.method, path=path_of(call), **values)
 
     async def write(self, entry: Entry) -> Head:
         """Append an entry; `AuditFailed` if the database does not take it."""
@@ -248,6 +249,16 @@ class AuditLog:
             self.log.warn("old entries of the audit log stay for now: {error}", error=error)
         except Exception:  # a LoopingCall ends for good at the first error
             self.log.failure("old entries of the audit log could not be removed; trying on")
+
+
+def path_of(call: Call) -> str:
+    """The path of the route that serves a call, in one spelling however it was sent.
+
+    ``//api/v1/x`` and ``/api/v1/%78`` are found where ``/api/v1/x`` is looked for.
+    """
+    if call.route is None:
+        return call.path.decode("latin-1")
+    return _PART.sub(lambda part: call.parts.get(part[1], ""), call.route.path)
 
 
 def _nothing(connection: Connection) -> None:

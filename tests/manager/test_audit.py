@@ -241,6 +241,17 @@ class QueryTests(ApiCase):
         self.assertEqual(paged, whole)
         self.assertEqual(page["head"]["seq"], max(whole) + 1)  # the outcome of the last call
 
+    def test_one_spelling(self) -> None:
+        """However a path is sent, its call is found under the name of the route."""
+        for path in ("//api/v1/user/update", "/api/v1/user/upd%61te/", "/api/v1/user/update"):
+            got = self.call("POST", path, {"username": "admin"}, token=self.admin)
+            self.assertEqual(got.json["code"], 0, path)
+        self.assertEqual(len(self.shown("?path=/api/v1/user/update")), 3)
+        reader = self.deployment.add_user("reader", 5)
+        for path in ("//api/v1/agent/getTask/a", "/api/v1/agent/getTask/%61"):
+            self.assertEqual(self.call("GET", path, token=reader).status, 403)
+        self.assertEqual(len(self.shown("?path=/api/v1/agent/getTask/a")), 2)
+
     def test_bounds(self) -> None:
         """What is out of bounds is code 5."""
         for query in ("before=0", "page_size=0", "page_size=5001", "since=-1", "since=x"):
