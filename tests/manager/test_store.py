@@ -35,12 +35,18 @@ from elkeid.manager.documents import (
     text_of,
 )
 from elkeid.manager.store import engine, schema, store
-from elkeid.manager.store.agents import apply_reports
+from elkeid.manager.store.agents import apply_reports, find_agent
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database, QueryTooLong
 from elkeid.manager.store.migrate import SCRIPTS, migrate
+from elkeid.manager.store.results import apply_results, issue_tokens, results_of
 from elkeid.manager.store.sqlite import SqliteDatabase
-from elkeid.manager.store.store import PoolThreads, Store, StoreBusy, StoreFailed
+from elkeid.manager.store.store import (
+    PoolThreads,
+    Store,
+    StoreBusy,
+    StoreFailed,
+)
 from elkeid.manager.store.tokens import TOKENS_PER_USER, add_token, find_session
 from elkeid.manager.store.upsert import excluded, insert_missing, upsert
 from elkeid.manager.store.users import add_user, find_user
@@ -303,6 +309,23 @@ class StoreTests(SynchronousTestCase):
         written.addErrback(lambda failure: failure.trap(StoreFailed))  # PostgreSQL refuses
         self.flushLoggedErrors()
         found = self.begin("read", find_user, "alice")
+        self.threads.go()
+        self.assertIsNone(self.successResultOf(found))
+
+    def test_no_text_is_refused(self) -> None:
+        """U+0000, which PostgreSQL cannot keep, neither fails a query nor undoes a batch."""
+
+        def results(connection: Connection) -> list[str]:
+            (token,) = issue_tokens(connection, ["a\0"], 1)
+            items = [{"token": "\0", "status": "x"}, {"token": token, "status": "x", "msg": "\0"}]
+            done = apply_results(connection, items, 1)
+            assert (done.stored, done.unknown_token) == (1, 1)
+            return results_of(connection, token)
+
+        stored = self.begin("write", results)
+        self.threads.go()
+        self.assertEqual(len(self.successResultOf(stored)), 1)
+        found = self.begin("read", find_agent, "\0")
         self.threads.go()
         self.assertIsNone(self.successResultOf(found))
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg.abc import Buffer
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
@@ -38,6 +40,18 @@ _CONNECTION: Final = {
 _RETRY: Final = ("40P01", "40001")  # deadlock, serialization failure
 
 _TROUBLE: Final = ("08", "53", "57P", "58")  # connection, resources, shutdown, system errors
+
+
+class _TextDumper(StrDumperUnknown):
+    """Gives texts to the server, which knows no U+0000: U+FFFD stands for it.
+
+    Agents and clients can send one wherever they send a text. So it is found nowhere, and harms
+    no batch of results that it comes in.
+    """
+
+    def dump(self, obj: str) -> Buffer | None:
+        """The bytes of a text."""
+        return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
 
 
 class PostgresDatabase:
@@ -198,6 +212,7 @@ def _engine(url: URL, size: int, isolation: psycopg.IsolationLevel, *, read_only
 
     @event.listens_for(engine, "connect")
     def prepare(connection: "psycopg.Connection[Any]", record: object) -> None:
+        connection.adapters.register_dumper(str, _TextDumper)
         connection.autocommit = True
         milliseconds = max(1, round(limits.QUERY_SECONDS * 1000))
         connection.execute(f"SET statement_timeout = {milliseconds}")
