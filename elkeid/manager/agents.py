@@ -143,20 +143,21 @@ class AgentStatus:
 
         The total is exact up to `EXACT_ROWS`, and above at most `COUNT_SECONDS` old.
         """
+        look = self._store.read if test == EVERYTHING else self._store.search
         key = repr(test)
         known = self._counts.pop(key, None)
         if known is not None and not 0 <= self._wall() - known.at <= COUNT_SECONDS:
             known = None
         if known is None:
             at = self._wall()
-            page = await self._store.read(page_of_agents, test, offset, limit)
+            page = await look(page_of_agents, test, offset, limit)
             self._remember(key, _Counted(page.total, at))
             return page
         self._counts[key] = known  # the last of those asked for
         if self._wall() - known.at > COUNT_AGAIN_SECONDS and key not in self._counting:
             self._counting.add(key)
             Deferred.fromCoroutine(self._count_again(key, test))
-        return await self._store.read(page_of_agents, test, offset, limit, total=known.total)
+        return await look(page_of_agents, test, offset, limit, total=known.total)
 
     def _remember(self, key: str, counted: _Counted) -> None:
         self._counts.pop(key, None)
@@ -169,7 +170,7 @@ class AgentStatus:
     async def _count_again(self, key: str, test: Test) -> None:
         at = self._wall()
         try:
-            self._remember(key, _Counted(await self._store.read(count_of_agents, test), at))
+            self._remember(key, _Counted(await self._store.search(count_of_agents, test), at))
         except StoreError:
             return  # whoever asks next counts, and hears of it
         finally:
@@ -180,7 +181,7 @@ class AgentStatus:
 
         However far one goes, each step costs the same.
         """
-        ids = await self._store.read(ids_of_agents, test, after, limit)
+        ids = await self._store.search(ids_of_agents, test, after, limit)
         return await self._store.read(shown_agents, ids) if ids else []
 
     async def find(self, agent_id: str) -> msgspec.Raw | None:

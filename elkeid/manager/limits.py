@@ -3,7 +3,7 @@
 from elkeid.config import ManagerSettings
 from elkeid.limits import Limit
 from elkeid.manager import audit, claim_watch, live, logins, passwords, throttle
-from elkeid.manager.store import tokens, users
+from elkeid.manager.store import filtersql, store, tokens, users
 
 LISTENERS = "elkeid_manager_live_listeners"
 MISSED = "elkeid_manager_live_missed_total"
@@ -64,6 +64,33 @@ def _of_users(settings: ManagerSettings) -> list[Limit]:
             "503",
             ANSWERS,
             "test_owasp.py::test_a_flood_of_logins",
+        ),
+        (
+            "logins.CHECKS_PER_ADDRESS",
+            logins.CHECKS_PER_ADDRESS,
+            "of them from one address",
+            "a flood from there holds others up by two seconds at most",
+            "503",
+            ANSWERS,
+            "test_logins.py::test_a_flood_from_one_address",
+        ),
+        (
+            "store.SEARCHES_LIMIT",
+            store.SEARCHES_LIMIT,
+            "filters in progress or waiting, two at once",
+            "others' reads keep a connection of their own",
+            "503",
+            ANSWERS,
+            "test_store.py::test_searches_leave_a_reader_free",
+        ),
+        (
+            "filtersql.PARAMETERS",
+            filtersql.PARAMETERS,
+            "parameters of a filter in SQL",
+            "names with several dots, or with numbers, take many for each rule",
+            "400",
+            ANSWERS,
+            "test_filter.py::test_rules_that_are_too_much_together",
         ),
         (
             "tokens.TOKENS_PER_USER",

@@ -25,7 +25,7 @@ from elkeid.manager.codes import (
 from elkeid.manager.passwords import Passwords
 from elkeid.manager.store.audit import CALL, REFUSED, Entry
 from elkeid.manager.store.logins import Failures, failures_of, forget_failures, note_failure
-from elkeid.manager.store.store import Store
+from elkeid.manager.store.store import Store, StoreBusy
 from elkeid.manager.store.tokens import add_token
 from elkeid.manager.store.users import (
     User,
@@ -54,6 +54,10 @@ TURNED_AWAY_RATE = 0.2
 nothing, so they may be many, and the one that began the wait is in the log anyway."""
 
 TURNED_AWAY_BURST = 10.0
+
+CHECKS_PER_ADDRESS = 10
+"""Passwords of logins from one address that wait for their check: a fifth of all that may, so that
+a flood from there, of whatever names, holds up others by two seconds at most."""
 
 WRONG = "verify password failed"
 
@@ -143,7 +147,7 @@ class Logins:
 
         Raises:
             LoginRefused: its code says why.
-            StoreBusy: too many logins at once.
+            StoreBusy: too many logins at once, from everywhere or from this address.
             AuditFailed: it cannot be written down.
         """
         try:
@@ -204,7 +208,9 @@ class Logins:
             reason = "this user may not log in from this address"
             await self._turn_away(call, typed.username, ADDRESS_NOT_ALLOWED, reason, user)
             raise LoginRefused(ADDRESS_NOT_ALLOWED, reason, "network")
-        with self._counting(keys.pair):
+        if self._under_way[keys.address] >= CHECKS_PER_ADDRESS:
+            raise StoreBusy("too many logins at once from this address; try again")
+        with self._counting(keys.pair), self._counting(keys.address):
             stored = None if user is None else user.password
             right = await self._passwords.verify(stored, typed.password)
         if user is None or not right:

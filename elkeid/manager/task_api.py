@@ -212,7 +212,7 @@ class TaskRoutes:
         order = None
         if asked.order_key and asked.order_value in (1, -1):
             order = asked.order_key, asked.order_value < 0
-        found = await self._store.read(
+        found = await self._store.search(
             page_of_tasks, parse(call.body), asked.offset, asked.page_size, order
         )
         return model_page(asked, found.total, found.items)
@@ -249,7 +249,7 @@ class TaskRoutes:
     async def filter_subtasks(self, call: Call[PageQuery, FilterBody | None]) -> object:
         """By task and agent id."""
         asked = call.query
-        found = await self._store.read(
+        found = await self._store.search(
             page_of_subtasks, parse(call.body), asked.offset, asked.page_size
         )
         return model_page(asked, found.total, found.items)

@@ -135,7 +135,7 @@ class AgentTaskRoutes:
         for key in ("task_user", "tag"):
             if value := getattr(body, key):
                 tests.append(IsIn(Path((key,)), (value,)))
-        found = await self._store.read(
+        found = await self._store.search(
             page_of_tasks,
             Every(tuple(tests)),
             asked.offset,
@@ -158,7 +158,7 @@ class AgentTaskRoutes:
         """By agent id; hosts that are not known any more have no name."""
         asked, body = call.query, call.body
         hostname = pattern_at(body.hostname, "hostname") if body.hostname else ""
-        found = await self._store.read(
+        found = await self._store.search(
             listed_subtasks,
             body.task_id,
             body.status or [],

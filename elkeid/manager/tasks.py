@@ -130,7 +130,7 @@ class Tasks:
             FilterError: the filter cannot be used.
         """
         test = test_of(wanted.selection)
-        count = await self._store.read(count_selected, test)
+        count = await self._store.search(count_selected, test)
         needs_approval = self._uploads(wanted.data) or (0 < self._defaults.approval_hosts < count)
         new = self._new(wanted, WAITING if needs_approval else "")
         number, task_id = await self._store.write(create_task, new, self._wall())
@@ -144,10 +144,10 @@ class Tasks:
         if test is None:
             return 0, 0
         online = Every((test, IsIn(Path(("agent_state",)), ("running", "abnormal"))))
-        there = await self._store.read(count_selected, online)
+        there = await self._store.search(count_selected, online)
         if selection.id_list:
             return len(set(selection.id_list)), there
-        return await self._store.read(count_selected, test), there
+        return await self._store.search(count_selected, test), there
 
     def _uploads(self, data: dict[str, Any]) -> bool:
         spec = data["task"]

@@ -16,6 +16,7 @@ from elkeid.manager.filter import FilterBody, FilterError, holds, parse
 from elkeid.manager.store.agent_pages import page_of_agents
 from elkeid.manager.store.agents import apply_reports, disconnect, heard
 from elkeid.manager.store.engine import Database
+from elkeid.manager.store.filtersql import condition
 from elkeid.manager.store.postgres_regex import ere_of
 from tests.integration.postgres import needs_postgres
 
@@ -382,3 +383,18 @@ def test_patterns_that_postgres_cannot_run(pattern: str) -> None:
     filters.compiled(pattern)
     with pytest.raises(FilterError, match="with PostgreSQL"):
         ere_of(pattern)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
+def test_rules_that_are_too_much_together(dialect: str) -> None:
+    """Names that may lead many ways cost more than plain ones; a statement stays small."""
+
+    def asked(key: str, count: int) -> dict[str, Any]:
+        rules = [{"operator": "$nin", "value": [None, 1, "a"]}] * count
+        return {"filter": [{"key": key, "condition": "$or", "rules": rules}]}
+
+    for key, count in (("cpu", 200), ("plugins.name", 200), ("0.1.2.3", 20)):
+        test = parse(body(asked(key, count)), datetime.UTC)
+        assert len(condition(test, dialect).sql) < 1_500_000
+    with pytest.raises(FilterError, match="too many rules"):
+        condition(parse(body(asked("0.1.2.3", 200)), datetime.UTC), dialect)

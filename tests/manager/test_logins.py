@@ -4,14 +4,19 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Connection, update
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
 from elkeid.manager.captcha import LIFE_SECONDS, Captcha, has_zero_bits, solve
+from elkeid.manager.logins import CHECKS_PER_ADDRESS, Credentials, LoginRefused, Logins
+from elkeid.manager.passwords import Passwords
 from elkeid.manager.store.logins import Failures, note_failure
 from elkeid.manager.store.schema import login_failure
+from elkeid.manager.store.store import StoreBusy
 from elkeid.manager.store.users import ADDRESSES_PER_USER, know_address
 from elkeid.manager.throttle import (
     CAPTCHA_TRIES,
@@ -26,9 +31,12 @@ from elkeid.manager.throttle import (
     counted,
 )
 from elkeid.manager.totp import STEP_SECONDS, code_at
+from elkeid.metrics import ManagerMetrics
+from elkeid.web.routes import Call
 from tests.web.memory import NOW
 
-from .deployment import PASSWORD, Deployment
+from .deployment import HASHER, PASSWORD, Deployment
+from .stores import HeldThreads
 
 LOGIN = "/api/v1/user/login"
 TRIES = 5
@@ -182,6 +190,33 @@ class WaitTests(Case):
             )
         )
         self.assertEqual(count, 0)
+
+    def test_a_flood_from_one_address(self) -> None:
+        """Logins from there, of whatever names, leave room for those from elsewhere."""
+        threads, manager = HeldThreads(), self.deployment.manager
+        logins = Logins(
+            manager.store,
+            Passwords(threads, HASHER),
+            manager.access,
+            manager.audit,
+            metrics=ManagerMetrics(CollectorRegistry(), lambda: 0, lambda: 0, dict),
+            wall=self.deployment.network.wall,
+            settings=self.deployment.settings.manager,
+            captcha_key=b"key",
+        )
+
+        def begin(name: str, address: str) -> Deferred[str]:
+            call = Call("POST", b"/x", b"", Headers(), address)
+            return Deferred.fromCoroutine(logins.login(call, Credentials(name, PASSWORD)))
+
+        begun = [begin(f"user{number}", "10.0.0.9") for number in range(CHECKS_PER_ADDRESS)]
+        self.failureResultOf(begin("another", "10.0.0.9"), StoreBusy)
+        begun.append(begin("another", "10.0.0.8"))
+        for each in begun:
+            self.assertNoResult(each)
+            threads.go()  # one at a time
+            self.failureResultOf(each, LoginRefused)
+        self.assertNoResult(begin("another", "10.0.0.9"))
 
     def test_metric(self) -> None:
         """What became of logins is counted."""

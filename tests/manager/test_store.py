@@ -37,11 +37,12 @@ from elkeid.manager.documents import (
 from elkeid.manager.store import engine, schema, store
 from elkeid.manager.store.agents import apply_reports, find_agent
 from elkeid.manager.store.backends import make_database
-from elkeid.manager.store.engine import Database, QueryTooLong
+from elkeid.manager.store.engine import READERS, Database, QueryTooLong
 from elkeid.manager.store.migrate import SCRIPTS, migrate
 from elkeid.manager.store.results import apply_results, issue_tokens, results_of
 from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.store import (
+    SEARCHES_AT_ONCE,
     PoolThreads,
     Store,
     StoreBusy,
@@ -281,6 +282,35 @@ class StoreTests(SynchronousTestCase):
         again = self.begin("read", find_user, "x")
         self.threads.go()
         self.assertIsNone(self.successResultOf(again))
+
+    def test_searches_leave_a_reader_free(self) -> None:
+        """However many searches there are, other reads are not behind them."""
+        self.patch(store, "SEARCHES_LIMIT", SEARCHES_AT_ONCE + 2)
+        searches = [self.begin("search", find_user, "x") for _ in range(SEARCHES_AT_ONCE + 2)]
+        self.failureResultOf(self.begin("search", find_user, "x"), StoreBusy)
+        self.assertEqual(len(self.threads.waiting), SEARCHES_AT_ONCE)
+        other = self.begin("read", find_user, "x")
+        self.assertEqual(len(self.threads.waiting), READERS)
+        searches[-1].cancel()
+        self.failureResultOf(searches.pop(), CancelledError)
+        self.threads.go()
+        self.assertIsNone(self.successResultOf(other))
+        self.assertEqual(len(self.threads.waiting), 1)  # of those that waited who still waits
+        self.threads.go()
+        for each in searches:
+            self.assertIsNone(self.successResultOf(each))
+        again = self.begin("search", find_user, "x")
+        self.threads.go()
+        self.assertIsNone(self.successResultOf(again))
+
+    def test_searches_after_the_end(self) -> None:
+        """Those that wait for their turn are refused when the store is closed."""
+        searches = [self.begin("search", find_user, "x") for _ in range(SEARCHES_AT_ONCE + 1)]
+        self.store._open = False
+        self.threads.go()
+        self.failureResultOf(searches.pop(), StoreBusy)
+        for each in searches:
+            self.assertIsNone(self.successResultOf(each))
 
     def test_failed_write(self) -> None:
         """What the database refuses is logged, shown as not ready, and changes nothing."""

@@ -16,7 +16,18 @@ from typing import Any, Final, Literal
 from attrs import Factory, define, frozen
 
 from elkeid.manager.documents import ADDRESS_FIELDS, FOUND_KEYS, TEXT_KEYS, text_of
-from elkeid.manager.filter import Every, IsIn, Matches, Not, Orders, Some, Test, index_of, kind_of
+from elkeid.manager.filter import (
+    Every,
+    FilterError,
+    IsIn,
+    Matches,
+    Not,
+    Orders,
+    Some,
+    Test,
+    index_of,
+    kind_of,
+)
 from elkeid.manager.store.postgres_regex import ere_of
 
 _BEAT = (
@@ -50,6 +61,10 @@ COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
 _SLOW: Final = TEXT_KEYS | {"tags", "_id", "first_heartbeat_time_format"}
 _HOT: Final = frozenset({"plugins"})
 
+PARAMETERS = 5_000
+"""Of one filter: 200 rules on names with one dot take 3,600. Each part of a name that may be an
+index triples them, and a statement of megabytes takes seconds to prepare."""
+
 REGEXP = "elkeid_matches"
 """Name of SQLite's function ``(pattern, text) -> boolean``; PostgreSQL has an operator."""
 
@@ -61,6 +76,8 @@ class _Parameters:
     values: dict[str, Any] = Factory(dict)
 
     def bind(self, value: Any) -> str:
+        if len(self.values) >= PARAMETERS:
+            raise FilterError("filter: too many rules on names with several parts; use fewer")
         name = f"f{len(self.values)}"
         self.values[name] = value
         return f":{name}"
@@ -82,7 +99,7 @@ def condition(test: Test, dialect: str) -> Condition:
         dialect: ``sqlite`` or ``postgresql``.
 
     Raises:
-        FilterError: a regular expression that PostgreSQL cannot run.
+        FilterError: a regular expression that PostgreSQL cannot run, or too much in all.
     """
     compiler = _COMPILERS[dialect]()
     return Condition(compiler.boolean(flattened(test)), compiler.parameters.values)

@@ -5,7 +5,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, DeferredSemaphore
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -24,6 +24,13 @@ THREADS = READERS + 1
 
 WAITING_LIMIT = 500
 """Queries in progress or waiting; beyond, requests are refused instead of piling up."""
+
+SEARCHES_AT_ONCE = READERS - 1
+"""Reads that a client's own words make long; one reader stays free for all the others, such as
+those of tokens, tasks and reports."""
+
+SEARCHES_LIMIT = 50
+"""Searches in progress or waiting; beyond, they are refused instead of piling up."""
 
 TRIES = 5
 """Of a write that meets other Managers' locks crosswise; the second one nearly always works."""
@@ -75,6 +82,8 @@ class Store:
     def __init__(self, database: Database, threads: Threads) -> None:
         self._database, self._threads = database, threads
         self._writing = DeferredLock()
+        self._searching = DeferredSemaphore(SEARCHES_AT_ONCE)
+        self._searches = 0
         self._pending = 0
         self._idle: list[Deferred[None]] = []
         self._open = False
@@ -123,12 +132,53 @@ class Store:
             QueryTooLong: it took too long.
         """
 
+        self._admit()
+        return await self._watch(self._threads.run(self._reading(query, *args, **kwargs)))
+
+    async def search(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`read` for what a client's own words make long: however many, others are served.
+
+        A caller that stops waiting before its turn leaves the line.
+
+        Raises:
+            StoreBusy: too many wait.
+            StoreFailed: the database refused it.
+            QueryTooLong: it took too long.
+        """
+        if self._searches >= SEARCHES_LIMIT:
+            raise StoreBusy("too many searches at once; try again")
+        self._searches += 1
+        try:
+            await self._searching.acquire()
+        except BaseException:
+            self._searches -= 1
+            raise
+
+        def over(result: T | Failure) -> T | Failure:
+            self._searches -= 1
+            self._searching.release()
+            return result
+
+        try:
+            self._admit()
+        except StoreBusy as error:
+            over(Failure(error))
+            raise
+        work = self._threads.run(self._reading(query, *args, **kwargs))
+        return await self._watch(work.addBoth(over))
+
+    def _reading(
+        self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], T]:
+        """What a thread does for a read."""
+
         def work() -> T:
             with self._database.reading() as connection:
                 return query(connection, *args, **kwargs)
 
-        self._admit()
-        return await self._watch(self._threads.run(work))
+        return work
 
     async def write(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
