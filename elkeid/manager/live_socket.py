@@ -126,6 +126,8 @@ class LiveProtocol(WebSocketServerProtocol):
     async def _joined(self, token: str | None) -> None:
         try:
             listener = await self._make(self, token)
+            if self.state != self.STATE_OPEN:
+                return
             self._feed.join(listener)
         except CancelledError:
             return
@@ -157,8 +159,9 @@ class LiveProtocol(WebSocketServerProtocol):
             self._listener.resume()
 
     def tell(self, event: bytes) -> None:
-        """See `Sink`."""
-        self.sendMessage(event)
+        """See `Sink`. A connection that is closing is told nothing more."""
+        if self.state == self.STATE_OPEN:
+            self.sendMessage(event)
 
     def end(self, reason: str) -> None:
         """See `Sink`."""

@@ -219,6 +219,14 @@ class SocketTests(SynchronousTestCase):
         socket.send(bytes([0x81, 0xFF]) + (1 << 40).to_bytes(8) + bytes(4))
         self.assertIn(socket.closed(), (1002, 1009))
 
+    def test_others_while_one_is_closed(self) -> None:
+        """A listener that breaks the protocol stands in nobody's way until it is gone."""
+        good, bad = (Socket(self.deployment, token=self.token) for _ in range(2))
+        bad.send(bytes([0x81, 0xFF]) + (1 << 40).to_bytes(8) + bytes(4))
+        self.feed.tell("online", agent_id="a")
+        self.assertEqual([each["event"] for each in good.events()], ["ready", "online"])
+        self.assertEqual([each["event"] for each in bad.events()], ["ready"])
+
     def test_one_user(self) -> None:
         """May have so many, and free places by leaving."""
         sockets = [Socket(self.deployment, token=self.token) for _ in range(USER_LISTENERS)]
