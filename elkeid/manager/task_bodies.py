@@ -133,7 +133,7 @@ class Decide(msgspec.Struct):
 
     task_id: TaskId
     approve: bool
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=REASON_CHARACTERS)]
+    reason: Annotated[str, msgspec.Meta(pattern=r"\S", max_length=REASON_CHARACTERS)]
 
 
 class JobQuery(msgspec.Struct):

@@ -523,7 +523,8 @@ class ApprovalTests(TaskCase):
         decide = {"task_id": task_id, "approve": True, "reason": "change 4711"}
         path = "/api/v1/agent/approveTask"
         self.assertIn("who created", self.refused(path, decide))
-        self.refused(path, decide | {"reason": ""}, 5, self.second)
+        for nothing in ("", " \t"):
+            self.refused(path, decide | {"reason": nothing}, 5, self.second)
         self.post(path, decide, self.second)
         self.assertIn("does not wait", self.refused(path, decide, token=self.second))
         (said,) = self.get(f"getApproval/{task_id}")
