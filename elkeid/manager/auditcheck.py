@@ -1,6 +1,8 @@
 """Walking over the audit log, to see whether it is what was written."""
 
 from attrs import frozen
+from sqlalchemy import Connection
+from sqlalchemy.exc import NoResultFound
 
 from elkeid.manager.store.audit import NO_HASH, Head, Link, Removed, head_of, links_after, removals
 from elkeid.manager.store.engine import Database
@@ -33,7 +35,7 @@ def verify(database: Database, expected: tuple[int, str] | None = None) -> Verdi
         AuditBroken: at the first entry that is not what was written.
     """
     with database.reading() as connection:
-        noted_head = head_of(connection)
+        noted_head = _noted_head(connection)
         links = links_after(connection, 0, SLICE)
         removed = removals(connection)
     if not links:
@@ -53,14 +55,23 @@ def verify(database: Database, expected: tuple[int, str] | None = None) -> Verdi
                     raise AuditBroken(f"entry {link.seq} is another one than was noted")
         with database.reading() as connection:
             links = links_after(connection, before.seq, SLICE)
+            noted_head = _noted_head(connection)
     if before.seq < noted_head.seq:
         raise AuditBroken(f"entry {before.seq + 1} and all after it are gone")
-    if before.seq == noted_head.seq and before.hash != noted_head.hash:
+    if before != noted_head:
         raise AuditBroken(f"entry {before.seq} is another one than was appended last")
     if expected is not None and not seen:
         kept = "after the last one" if expected[0] > before.seq else "older than what is kept"
         raise AuditBroken(f"entry {expected[0]} is not there: it is {kept}")
     return Verdict(first, count, before)
+
+
+def _noted_head(connection: Connection) -> Head:
+    """The newest entry, as appenders know it."""
+    try:
+        return head_of(connection)
+    except NoResultFound:
+        raise AuditBroken("the note of the newest entry is gone, so none can be added") from None
 
 
 def _begin(link: Link, removed: list[Removed]) -> Head:

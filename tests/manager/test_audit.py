@@ -389,6 +389,8 @@ def changed(**values: Any) -> Callable[[Any], Any]:
         (lambda c: c.execute(delete(audit).where(audit.c.seq == 1)), "entry 1 is gone"),
         (lambda c: c.execute(delete(audit).where(audit.c.seq >= 4)), "entry 4 and all after"),
         (lambda c: c.execute(delete(audit)), "entry 5 and all before it are gone"),
+        (lambda c: c.execute(update(audit_head).values(seq=4)), "entry 5 is another one"),
+        (lambda c: c.execute(delete(audit_head)), "the note of the newest entry is gone"),
     ],
 )
 def test_changes_show(tmp_path: Path, tamper: Callable[[Any], Any], said: str) -> None:
