@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -36,6 +37,10 @@ _SUM_BYTES: Final = 32
 _CHUNK: Final = 1 << 20
 _MANIFEST: Final = "manifest.json"
 _CURSORS: Final = "*.cursor"
+
+
+_DAMAGE: Final = (EOFError, zlib.error, tarfile.TarError, msgspec.DecodeError, KeyError, ValueError)
+"""What reading an archive ends in whose checksum is right all the same: a faulty writer's."""
 
 
 class BackupRefused(OperatorError):
@@ -162,6 +167,8 @@ def read_backup(settings: Settings, path: Path) -> Manifest:
                 _restore_files(archive, "data", data_dir)
     except OSError as error:
         raise BackupRefused(f"{error.filename or path}: {error.strerror or error}") from error
+    except _DAMAGE as error:
+        raise BackupRefused(f"{path} is damaged ({error}): use another backup") from error
     return manifest
 
 

@@ -1,6 +1,8 @@
 """``elkeid backup`` and ``elkeid restore``: what comes back, and what is refused."""
 
+import gzip
 import stat
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from sqlalchemy import insert, select
 from elkeid.cli import main
 from elkeid.cli import user as user_module
 from elkeid.config import load
+from elkeid.manager.backup import MAGIC
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import apply_reports, find_agent
 from elkeid.manager.store.backends import database_of, make_database
@@ -142,6 +145,11 @@ def test_what_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for damaged in (whole[:-1], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]):
         path.write_bytes(damaged)
         assert "is damaged" in run("restore", str(path)).output
+    begin = len(MAGIC) + 32
+    for payload in (b"", whole[begin:-1], whole[begin:-200], gzip.compress(b"x" * 512)):
+        path.write_bytes(MAGIC + sha256(payload).digest() + payload)  # by a faulty writer
+        done = run("restore", str(path))
+        assert (done.exit_code, "is damaged" in done.output) == (1, True), done.output
     assert list(new.iterdir()) == []
     path.write_bytes(whole)
     done = CliRunner().invoke(
