@@ -149,7 +149,7 @@ def test_drained_and_taken_back(tmp_path: Path) -> None:
         state = both.ask("/cluster/drain", {"address": first, "deadline": 2})["state"]
         assert state == "draining"
         eventually(lambda: both.gateways()[first]["state"] == "drained")
-        assert not both.port_is_open(0)
+        eventually(lambda: not both.port_is_open(0))
         second = f"127.0.0.1:{both.http[1]}"
         eventually(lambda: both.gateways()[second]["agents"] == AGENTS)
 
