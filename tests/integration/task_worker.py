@@ -58,7 +58,6 @@ async def run(url: str, path: str) -> None:
         WritingSender(path),
         time.time,
         settings=EngineSettings(
-            offline_seconds=600,
             drop_hosts=5,
             drop_seconds=600,
             approval_hosts=0,

@@ -99,6 +99,7 @@ class Crashes:
             workers = [stack.enter_context(worker(self.url, self.log)) for _ in range(2)]
             while self.row(number).selecting:
                 assert time.monotonic() < end
+                assert all(each.poll() is None for each in workers), "a worker ended by itself"
                 time.sleep(0.1)
             parts = [total // 2, total - total // 2]
             patience = 0
