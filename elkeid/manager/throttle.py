@@ -147,6 +147,7 @@ class Throttle:
         return Free()
 
     def _live(self, failures: Failures | None, now: float) -> Failures | None:
-        if failures is None or now - failures.last_at >= self.most_seconds:
+        # One that lies ahead was noted by a clock that was set back since.
+        if failures is None or abs(now - failures.last_at) >= self.most_seconds:
             return None
         return failures

@@ -11,7 +11,7 @@ class AddressRates:
     Args:
         rate: requests a second.
         burst: requests at once after a pause.
-        clock: seconds that only go forward.
+        clock: seconds; where they go back, no time has passed.
 
     Attributes:
         refused: requests above the rate so far.
@@ -34,7 +34,8 @@ class AddressRates:
                 del buckets[next(iter(buckets))]
             tokens = self._burst
         else:
-            tokens = min(self._burst, known[0] + (now - known[1]) * self._rate)
+            passed = max(0.0, now - known[1])
+            tokens = min(self._burst, known[0] + passed * self._rate)
         if tokens < 1:
             self.refused += 1
             buckets[address] = tokens, now

@@ -258,6 +258,11 @@ class ThrottleTests(SynchronousTestCase):
         self.assertEqual(self.verdict(pair=3, under_way=2), Locked(1.0))
         self.assertEqual(self.verdict(under_way=TRIES), Locked(1.0))
 
+    def test_a_clock_that_was_wrong(self) -> None:
+        """Failures noted far ahead lock nobody out until then."""
+        ahead = {self.keys.pair: Failures(TRIES, NOW + 86_400)}
+        self.assertEqual(self.rules.verdict(self.keys, ahead, NOW, known=False), Free())
+
     def test_addresses(self) -> None:
         """Who has a whole IPv6 network gains nothing by it; mapped IPv4 is IPv4."""
         self.assertEqual(address_of("10.0.0.1"), "10.0.0.1")

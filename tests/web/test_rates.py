@@ -35,3 +35,15 @@ def test_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):
         assert rates.take(str(number))
     assert len(rates) == 10
+
+
+def test_a_clock_that_is_set_back() -> None:
+    """Nobody waits until it is as late again."""
+    clock = Clock()
+    clock.now = 1_000_000.0
+    rates = AddressRates(1, 2, clock)
+    assert [rates.take("a") for _ in range(3)] == [True, True, False]
+    clock.now = 1_000.0
+    assert not rates.take("a")
+    clock.now = 1_002.0
+    assert rates.take("a")
