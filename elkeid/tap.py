@@ -24,6 +24,7 @@ from elkeid.allocator import keep_freed_memory
 from elkeid.config import Settings, load
 from elkeid.descriptors import UNBOUNDED, Shares, share, tell
 from elkeid.errors import ConfigError, KeysError
+from elkeid.forward_clock import ForwardClock
 from elkeid.garbage import Keeper
 from elkeid.keys import Keys, load_keys, obtain_keys
 from elkeid.lifecycle import OrderedRoles, Role, sentence
@@ -200,6 +201,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     """
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 -- importing it installs it
+
+        reactor.seconds = ForwardClock()  # type: ignore[attr-defined]
     settings: Settings = options["settings"]
     chosen = [name for name in ROLES if name in (options["roles"] or ROLES)]
     Factory.noisy = False  # else each connection that we dial is two lines of log
