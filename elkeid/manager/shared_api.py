@@ -3,6 +3,8 @@
 import re
 from typing import IO
 
+from twisted.logger import Logger
+
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.exports import Exports
 from elkeid.manager.roles import EVERY_USER
@@ -10,7 +12,7 @@ from elkeid.manager.uploads import HashMissing, UploadRefused, Uploads
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import FileAnswer
 from elkeid.web.multipart import boundary_of
-from elkeid.web.refusals import CodedRefusal, NoSuchRoute, ParameterInvalid
+from elkeid.web.refusals import Busy, CodedRefusal, NoSuchRoute, ParameterInvalid
 from elkeid.web.routes import AuthKind, Call, MiB, Routes
 
 UPLOAD_BYTES = 320 * MiB
@@ -27,6 +29,7 @@ class UploadRoutes:
         metrics: counts.
     """
 
+    log = Logger()
     routes = Routes("/api/v6/shared", auth=AuthKind.SIGNED)
 
     def __init__(self, uploads: Uploads, metrics: ManagerMetrics) -> None:
@@ -50,6 +53,9 @@ class UploadRoutes:
             )
             outcome = "stored"
             return name
+        except OSError as error:
+            self.log.error("files of agents cannot be stored: {error}", error=error)
+            raise Busy(f"the file cannot be stored: {error.strerror}") from error
         finally:
             self._metrics.uploads.labels(outcome).inc()
 

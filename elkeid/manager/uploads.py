@@ -100,7 +100,9 @@ class Uploads:
     async def known(self, md5_hex: str) -> str | None:
         """The name of a stored file with this MD5."""
         found = await self._store.read(same_upload, md5_hex)
-        return None if found is None else found.name
+        if found is None or not await self._threads.run((self.folder / found.name).exists):
+            return None
+        return found.name
 
     async def take(self, body: IO[bytes], size: int, boundary: bytes) -> str:
         """Store the file of a form with ``hash``, the MD5 of its part ``file``.
@@ -134,6 +136,7 @@ class Uploads:
                 raise UploadRefused(f"hash: {said} was said, the file has {digests[0]}")
             same = await self._store.read(same_upload, *digests)
             if same is not None:
+                await self._threads.run(self._put_back, part, same.name)
                 return same.name
             stored = await self._store.write(self._add, digests, written, part)
             return stored.name
@@ -171,20 +174,32 @@ class Uploads:
     ) -> Upload:
         """Note the file and give it its name, before the transaction is committed."""
         stored = add_upload(connection, *digests, size, int(self._wall()))
-        part.rename(self.folder / stored.name)
+        self._name(part, stored.name)
+        return stored
+
+    def _put_back(self, part: Path, name: str) -> None:
+        """See to it that a file which was noted before is here: a backup has no files."""
+        if not (self.folder / name).exists():
+            self._name(part, name)
+
+    def _name(self, part: Path, name: str) -> None:
+        part.rename(self.folder / name)
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        return stored
 
     async def open(self, name: str) -> tuple[IO[bytes], Upload] | None:
         """A stored file, to read; None where there is none of this name."""
         found = await self._store.read(find_upload, name)
         if found is None:
             return None
-        return await self._threads.run(_open, self.folder / found.name), found
+        try:
+            return await self._threads.run(_open, self.folder / found.name), found
+        except FileNotFoundError:
+            self.log.error("{path} is missing", path=str(self.folder / found.name))
+            return None
 
 
 def _remove(path: Path) -> None:

@@ -112,6 +112,23 @@ class UploadTests(_Case):
         self.assertEqual(answer["data"], name)
         self.assertEqual(len(list(self.folder.iterdir())), 1)
 
+    def test_files_that_are_gone(self) -> None:
+        """A file that is noted and not there is 404, unknown by its hash, and taken again."""
+        name, token = self.stored(b"lost"), self.deployment.login()
+        (self.folder / name).unlink()
+        self.assertEqual(self.download(name, token).status, 404)
+        self.assertEqual(self.refused(form(None, digest(b"lost")))[1], 10)
+        self.assertEqual(self.stored(b"lost"), name)
+        self.assertEqual(self.download(name, token).text, b"lost")
+
+    def test_a_disk_that_fails(self) -> None:
+        """Is no fault of the file: the AgentCenter tries again."""
+        self.folder.rmdir()
+        reply = self.upload(form(b"x", digest(b"x")))
+        self.assertEqual((reply.status, msgspec.json.decode(reply.body)["code"]), (503, 7))
+        self.folder.mkdir()
+        self.stored(b"x")
+
     def test_refused(self) -> None:
         """No hash 5; a wrong one, or one unknown without a file, 10; no form 400. None is kept."""
         self.assertEqual(self.refused(form(b"x", None))[:2], (200, 5))
