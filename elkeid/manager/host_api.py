@@ -152,7 +152,6 @@ class HostExportRoutes:
         "/ExportHosts",
         body=HostSelector,
         limit=SELECTOR_BYTES,
-        reads=True,
         levels=AGENT_READERS,
         answer=bytes,
         media="text/event-stream",
