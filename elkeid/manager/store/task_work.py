@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import msgspec
 from attrs import Factory, define, frozen
-from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import IDS_PER_STATEMENT, plugins_of
+from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.configs import find_config
 from elkeid.manager.store.host_configs import (
     HostConfig,
@@ -238,23 +239,19 @@ def _set(connection: Connection, number: int, ids: Sequence[str], **values: Any)
         )
 
 
-_START = (
-    update(subtask)
-    .where(subtask.c.task == bindparam("b_task"), subtask.c.agent_id == bindparam("b_id"))
-    .values(
-        status=RUNNING,
-        due=None,
-        job=bindparam("b_job"),
-        slice=bindparam("b_slice"),
-        token=bindparam("b_token"),
-        sends=bindparam("b_sends"),
-        sent_to=bindparam("b_to"),
-        started_at=bindparam("b_now"),
-        update_time=bindparam("b_now"),
-        status_msg=None,
-        response=None,
-        payload=bindparam("b_payload"),
-    )
+_STARTED = (
+    "status",
+    "due",
+    "job",
+    "slice",
+    "token",
+    "sends",
+    "sent_to",
+    "started_at",
+    "update_time",
+    "status_msg",
+    "response",
+    "payload",
 )
 
 
@@ -282,18 +279,24 @@ def _start(
         orders.append(order)
         rows.append(
             {
-                "b_task": locked.number,
-                "b_id": row.agent_id,
-                "b_job": job,
-                "b_slice": slice_id,
-                "b_token": order.token,
-                "b_sends": row.sends + 1,
-                "b_to": str(source),
-                "b_now": now,
-                "b_payload": None if config is None else msgspec.json.encode(config).decode(),
+                "task": locked.number,
+                "agent_id": row.agent_id,
+                "status": RUNNING,
+                "due": None,
+                "job": job,
+                "slice": slice_id,
+                "token": order.token,
+                "sends": row.sends + 1,
+                "sent_to": str(source),
+                "started_at": now,
+                "update_time": now,
+                "status_msg": None,
+                "response": None,
+                "payload": None if config is None else msgspec.json.encode(config).decode(),
             }
         )
-    connection.execute(_START, rows)
+    same = {"task": "="}
+    update_rows(connection, subtask, rows, key="agent_id", columns=_STARTED, where=same)
     locked.move(CREATED, RUNNING, len(rows))
     return orders
 
