@@ -116,8 +116,12 @@ class Peers:
 
     def changed(self, instances: Sequence[Instance]) -> None:
         """Take note of who is there, as ServiceDiscovery says."""
+        self._addresses = self.others(instances)
+
+    def others(self, instances: Sequence[Instance]) -> list[str]:
+        """``host:port`` of the APIs of all of these but this one, as many as are asked."""
         addresses = {join_endpoint(each.ip, each.port) for each in instances}
-        self._addresses = sorted(addresses - {self._own})[:PEER_LIMIT]
+        return sorted(addresses - {self._own})[:PEER_LIMIT]
 
     @property
     def addresses(self) -> Sequence[str]:

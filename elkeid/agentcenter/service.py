@@ -1,6 +1,7 @@
 """The role ``ac``: one AgentCenter process."""
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -70,7 +71,7 @@ from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options, https_policy
 from elkeid.tls_engine import ServerTls, TlsBuffers
 from elkeid.web.api import Api
-from elkeid.web.client import Credentials, JsonClient, http_agent
+from elkeid.web.client import CallFailed, Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
@@ -183,7 +184,7 @@ class AgentCenterRole:
             check=TokenCheck(
                 self.gateway.tokens,
                 manager=self._manager,
-                peers=lambda: self.configs.peers.addresses,
+                peers=self._peers,
                 http=self._peer_http,
                 clock=reactor,
                 monotonic=time.monotonic,
@@ -255,6 +256,15 @@ class AgentCenterRole:
         """Bytes of disk that uploads may still take."""
         stats = self.event_log.stats()
         return stats.free_bytes - stats.min_free_bytes
+
+    async def _peers(self) -> Sequence[str]:
+        """APIs of the other gateways, of those just listed too: a file is brought only once."""
+        peers = self.configs.peers
+        try:
+            listed = peers.others(await self._discovery.lookup(HTTP_NAME))
+        except CallFailed:
+            listed = []  # the client has told the log already
+        return list(dict.fromkeys([*listed, *peers.addresses]))
 
     def _http(self, policy: IPolicyForHTTPS | None = None, kept: int = 2) -> JsonClient:
         """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""

@@ -4,7 +4,7 @@ Source: docs/protocol.md, "Uploads".
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -100,7 +100,7 @@ class TokenCheck:
         book: TokenBook,
         *,
         manager: ManagerClient,
-        peers: Callable[[], Sequence[str]],
+        peers: Callable[[], Awaitable[Sequence[str]]],
         http: JsonClient,
         clock: IReactorTime,
         monotonic: Callable[[], float],
@@ -160,7 +160,7 @@ class TokenCheck:
             raise _NotKnown("not a token of the Manager")
 
     async def _ask_peers(self, token: str) -> None:
-        peers = self._peers()
+        peers = await self._peers()
         if not peers:
             raise _NotKnown("no other gateway")
         questions = [Deferred.fromCoroutine(self._ask_peer(peer, token)) for peer in peers]

@@ -141,7 +141,7 @@ class UploadTests(SynchronousTestCase):
         manager = ManagerClient(self.http, ["m:1"])
         self.results = Results()
 
-        def peers() -> list[str]:
+        async def peers() -> list[str]:
             return [url.split("/")[2] for url in self.http.peers]
 
         self.uploads = Uploads(
