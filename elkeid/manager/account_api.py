@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from elkeid.manager import logins as guard
 from elkeid.manager.access import Identity
 from elkeid.manager.accounts import Accounts, NameTaken, UserRefused
 from elkeid.manager.codes import DUPLICATE, PARAM_INVALID
 from elkeid.manager.filter import PATTERN_CHARACTERS
+from elkeid.manager.logins import Logins
 from elkeid.manager.pages import PageInfo, PageQuery, listed
 from elkeid.manager.passwords import PasswordRefused
 from elkeid.manager.roles import ADMINS, EVERY_USER
@@ -22,7 +22,6 @@ from elkeid.manager.user_api import (
     Level,
     LoginNetworks,
     checked_networks,
-    refuse,
 )
 from elkeid.web.refusals import CodedRefusal, ParameterInvalid
 from elkeid.web.routes import AuthKind, Call, Routes
@@ -125,7 +124,7 @@ class AccountRoutes:
 
     routes = Routes("/api/v6/user", auth=AuthKind.TOKEN)
 
-    def __init__(self, accounts: Accounts, logins: guard.Logins) -> None:
+    def __init__(self, accounts: Accounts, logins: Logins) -> None:
         self._accounts, self._logins = accounts, logins
 
     @routes.post(
@@ -220,7 +219,7 @@ class AccountRoutes:
     )
     async def enrol(self, call: Call[None, Password]) -> object:
         """It counts once it is confirmed; code 1 for a wrong password."""
-        await self._prove(call, call.body.password)
+        await self._logins.prove(call, call.identity.user, call.body.password)
         secret = await self._accounts.begin_otp(call.identity)
         return OtpSecret(secret, uri_of(secret, call.identity.user.username))
 
@@ -246,12 +245,6 @@ class AccountRoutes:
     )
     async def disable(self, call: Call[None, Password]) -> object:
         """Code 1 for a wrong password."""
-        await self._prove(call, call.body.password)
+        await self._logins.prove(call, call.identity.user, call.body.password)
         await self._accounts.end_otp(call.identity)
         return "ok"
-
-    async def _prove(self, call: Call, password: str) -> None:
-        try:
-            await self._logins.prove(call, call.identity.user, password)
-        except guard.LoginRefused as error:
-            raise refuse(error) from error

@@ -24,11 +24,13 @@ from elkeid.manager.codes import (
 from elkeid.manager.exports import ExportsBusy
 from elkeid.manager.filter import FilterError
 from elkeid.manager.hosts import TooManyHosts
+from elkeid.manager.logins import LoginRefused
 from elkeid.manager.shared_api import refusal_of
 from elkeid.manager.store.store import StoreBusy
 from elkeid.manager.store.users import User
 from elkeid.manager.tag_api import refusal_of as too_many_refusal
 from elkeid.manager.uploads import UploadRefused
+from elkeid.manager.user_api import refusal_of as login_refusal
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
 from elkeid.web.api import Api, Authenticator, Group
@@ -194,6 +196,7 @@ def make_api(
         [liveness, *groups],
         checks,
         {
+            LoginRefused: login_refusal,
             UserRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
             UploadRefused: refusal_of,
             TooManyHosts: too_many_refusal,

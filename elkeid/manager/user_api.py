@@ -115,7 +115,7 @@ class Ended(msgspec.Struct):
     count: int
 
 
-def refuse(error: guard.LoginRefused) -> AnswerInstead:
+def refusal_of(error: guard.LoginRefused) -> AnswerInstead:
     """The answer to a login that is not let in."""
     body = {"code": error.code, "msg": MESSAGES[error.code], "data": error.reason}
     return AnswerInstead(Answer(200, body | dict(error.beside)))
@@ -166,10 +166,7 @@ class UserRoutes:
         typed = guard.Credentials(
             call.body.username, call.body.password, call.body.otp, call.body.captcha
         )
-        try:
-            return Token(await self._logins.login(call, typed))
-        except guard.LoginRefused as error:
-            raise refuse(error) from error
+        return Token(await self._logins.login(call, typed))
 
     @routes.get(
         "/logout",
@@ -212,7 +209,7 @@ class UserRoutes:
         self._must_be_caller(call)
         old = call.body.old_password
         if old is not None:
-            await self._prove(call, old)
+            await self._logins.prove(call, call.identity.user, old)
         elif self._require_old_password:
             raise CodedRefusal(PARAM_INVALID, "old_password: required here")
         try:
@@ -238,7 +235,7 @@ class UserRoutes:
         except guard.LoginRefused as error:
             if error.reason == guard.WRONG:
                 return Checked(False)
-            raise refuse(error) from error
+            raise
         return Checked(True)
 
     @routes.post(
@@ -301,9 +298,3 @@ class UserRoutes:
     def _must_be_caller(self, call: Call) -> None:
         if call.body.username != call.identity.user.username:
             raise CodedRefusal(UNKNOWN_ERROR, "permission denied")
-
-    async def _prove(self, call: Call, password: str) -> None:
-        try:
-            await self._logins.prove(call, call.identity.user, password)
-        except guard.LoginRefused as error:
-            raise refuse(error) from error

@@ -70,7 +70,7 @@ class Api(Resource):
         envelope: how this face wraps results and refusals.
         groups: objects with ``routes``.
         authenticators: one per `AuthKind` that the routes use; ``NONE`` needs none.
-        errors: domain error class -> maker of the refusal that a client gets for it.
+        errors: domain error class -> maker of the refusal, or the answer, that a client gets.
         observe: called with route and HTTP status for every answer; route is None where no
             declared one was met.
         witness: told of calls that change something; nobody by default.
@@ -85,7 +85,7 @@ class Api(Resource):
         envelope: Envelope,
         groups: Iterable[Group],
         authenticators: Mapping[AuthKind, Authenticator] | None = None,
-        errors: Mapping[type[Exception], Callable[[Any], Refusal]] | None = None,
+        errors: Mapping[type[Exception], Callable[[Any], Refusal | AnswerInstead]] | None = None,
         observe: Callable[[Route | None, int], None] = lambda route, status: None,
         *,
         witness: Witness | None = None,
@@ -236,15 +236,15 @@ class Api(Resource):
         return Answer(200, self._envelope.success(result, {}))
 
     def _refused(self, error: BaseException | None, what: str = "") -> tuple[Answer, bytes]:
-        if isinstance(error, AnswerInstead):
-            return error.answer, error.answer.encoded()
-        if not isinstance(error, Refusal):
+        if not isinstance(error, Refusal | AnswerInstead):
             known = next((k for k in type(error).__mro__ if k in self._errors), None)
             if known is None:
                 self.log.failure("{what} failed", Failure(error), what=what)
                 error = InternalFault()
             else:
                 error = self._errors[known](error)
+        if isinstance(error, AnswerInstead):
+            return error.answer, error.answer.encoded()
         answer = Answer(*self._envelope.failure(error))
         return answer, answer.encoded()
 
