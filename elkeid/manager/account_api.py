@@ -12,7 +12,7 @@ from elkeid.manager.accounts import Accounts, NameTaken, UserRefused
 from elkeid.manager.codes import DUPLICATE, PARAM_INVALID
 from elkeid.manager.filter import PATTERN_CHARACTERS
 from elkeid.manager.logins import Logins
-from elkeid.manager.pages import PageInfo, PageQuery, listed
+from elkeid.manager.pages import Paged, PageQuery, listed
 from elkeid.manager.passwords import PasswordRefused
 from elkeid.manager.roles import ADMINS, EVERY_USER
 from elkeid.manager.totp import uri_of
@@ -75,12 +75,6 @@ class UserRow(msgspec.Struct):
     source_ip_list: list[str]
     ip_limit: bool
     otp_enable: bool
-
-
-class Paged(msgspec.Struct):
-    """What stands beside a list."""
-
-    page_info: PageInfo
 
 
 class OtpState(msgspec.Struct):
@@ -179,10 +173,7 @@ class AccountRoutes:
         levels = None
         if search.role:
             levels = frozenset().union(*(CONSOLE_ROLES[role] for role in search.role))
-        try:
-            users = await self._accounts.listed(call.identity, search.username, levels)
-        except UserRefused as error:
-            raise ParameterInvalid(str(error)) from error
+        users = await self._accounts.listed(call.identity, search.username, levels)
         asked = call.query
         page = users[asked.offset : asked.offset + asked.page_size]
         rows = [

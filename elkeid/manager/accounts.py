@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import re2
-
 from elkeid.config import ManagerSettings
 from elkeid.errors import RequestRefused
 from elkeid.manager.access import Access, Identity, check_username
-from elkeid.manager.filter import compiled
+from elkeid.manager.filter import compiled, pattern_at
 from elkeid.manager.passwords import PasswordRefused, Passwords, check_new_password
 from elkeid.manager.roles import ADMINS
 from elkeid.manager.store.store import Store
@@ -138,6 +136,9 @@ class Accounts:
             identity: who asks.
             pattern: RE2, to be found in the name; empty finds all.
             levels: only users of these; None: of all.
+
+        Raises:
+            FilterError: the pattern cannot be used.
         """
         if identity.user.level not in ADMINS:
             users = [identity.user]
@@ -147,10 +148,7 @@ class Accounts:
             users = [user for user in users if user.level in levels]
         if not pattern:
             return users
-        try:
-            found = compiled(pattern)
-        except re2.error as error:
-            raise UserRefused("username: not an RE2 pattern") from error
+        found = compiled(pattern_at(pattern, "username"))
         return [user for user in users if found.search(user.username)]
 
     async def change_password(self, identity: Identity, password: str) -> None:
