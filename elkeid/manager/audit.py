@@ -66,9 +66,6 @@ PRUNE_SECONDS = 3_600.0
 PRUNE_SLICE = 2_000
 """Entries removed in one transaction, some 20 ms."""
 
-_PART = re.compile(r"<(?:\w+:)?(\w+)>")
-"""What a declared path has in place of a part."""
-
 _SECRET = re.compile(r"passw|secret|token|otp|captcha|credential|private|kubeconfig", re.IGNORECASE)
 _IDS = frozenset(
     {
@@ -258,7 +255,7 @@ def path_of(call: Call) -> str:
     """
     if call.route is None:
         return call.path.decode("latin-1")
-    return _PART.sub(lambda part: call.parts.get(part[1], ""), call.route.path)
+    return call.route.path_with(lambda name: call.parts.get(name, ""))
 
 
 def _nothing(connection: Connection) -> None:

@@ -14,14 +14,12 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
-from elkeid.web.routes import UNDECLARED, AuthKind, Route
+from elkeid.web.routes import PART, UNDECLARED, AuthKind, Route
 
 OPENAPI: Final = "3.1.1"
 JSON: Final = "application/json"
-BINARY: Final = "application/octet-stream"
 FORM: Final = "multipart/form-data"
 _REF: Final = "#/components/schemas/{name}"
-_PART = re.compile(r"<(?:(?P<kind>\w+)(?:\([^)]*\))?:)?(?P<name>\w+)>")
 _PART_SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "string": {"type": "string", "minLength": 1, "pattern": "^[^/]+$"},
     "path": {"type": "string", "minLength": 1},
@@ -91,7 +89,7 @@ class About:
 
 def template_of(route: Route) -> str:
     """The route's path as OpenAPI writes it: ``/agent/{agent_id}``."""
-    return _PART.sub(lambda part: "{" + part["name"] + "}", route.path)
+    return route.path_with(lambda name: "{" + name + "}")
 
 
 def document(routes: Iterable[Route], about: About) -> dict[str, Any]:
@@ -226,7 +224,7 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
             "required": True,
             "schema": dict(_PART_SCHEMAS[part["kind"] or "string"]),
         }
-        for part in _PART.finditer(route.path)
+        for part in PART.finditer(route.path)
     ]
 
 
@@ -263,7 +261,7 @@ def _refused_with(route: Route) -> list[int]:
     statuses = [400, 503]
     if route.auth is not AuthKind.NONE:
         statuses += [401, 403]
-    if _PART.search(route.path):
+    if PART.search(route.path):
         statuses.append(404)
     if route.method not in ("GET", "HEAD"):
         statuses.append(413)

@@ -9,6 +9,7 @@
 Validation, limits, authentication and documentation read the same `Route`.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, StrEnum
 from types import MappingProxyType
@@ -25,6 +26,9 @@ from elkeid.web.spool import Spool
 KiB = 1 << 10
 MiB = 1 << 20
 BODY_LIMIT = MiB  # bytes; a JSON request of any face is far below
+PART = re.compile(r"<(?:(?P<kind>\w+)(?:\([^)]*\))?:)?(?P<name>\w+)>")
+"""What a declared path has in place of a part."""
+
 Query = TypeVar("Query", default=Any)
 Body = TypeVar("Body", default=Any)
 
@@ -120,6 +124,10 @@ class Route:
     def changes(self) -> bool:
         """Whether a call may change something."""
         return self.acts or (self.method not in ("GET", "HEAD") and not self.reads)
+
+    def path_with(self, fill: Callable[[str], str]) -> str:
+        """The path with what ``fill`` makes of the name of each part in its place."""
+        return PART.sub(lambda part: fill(part["name"]), self.path)
 
 
 class Routes:
