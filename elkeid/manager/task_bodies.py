@@ -150,17 +150,6 @@ class JobShown(msgspec.Struct):
     res: list[str] | None = None
 
 
-class WaitingApproval(msgspec.Struct):
-    """A task that waits for a second person."""
-
-    task_id: str
-    task_name: str
-    task_type: str
-    task_user: str
-    id_count: int
-    create_time: int
-
-
 class Decision(msgspec.Struct):
     """A second person's word on a task."""
 
