@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import IO
 
 import click
-import msgspec
 
 from elkeid.cli import Invocation
-from elkeid.cli.log import record_line, while_read
+from elkeid.cli.log import printed, record_line, while_read
 from elkeid.errors import OperatorError, WireError
 from elkeid.kafka.consumer import Consumer, Message
 from elkeid.wire.datatypes import CLASS_OF, RecordClass
@@ -89,4 +88,4 @@ def _json_line(message: Message) -> bytes:
     line = record_line(RecordClass.TELEMETRY, message.offset, message.value)
     line["class"] = CLASS_OF.get(line["data_type"], RecordClass.TELEMETRY).label
     front = {"partition": message.partition, "timestamp": message.timestamp}
-    return msgspec.json.encode(front | line) + b"\n"
+    return printed(front | line)

@@ -269,5 +269,10 @@ def record_line(record_class: RecordClass, offset: int, value: bytes) -> dict[st
     return line
 
 
+def printed(line: dict[str, Any]) -> bytes:
+    """What `record_line` made, as JSON that a terminal shows and does not obey."""
+    return shown_json(msgspec.json.encode(line)) + b"\n"
+
+
 def _json_line(record_class: RecordClass, offset: int, value: bytes) -> bytes:
-    return shown_json(msgspec.json.encode(record_line(record_class, offset, value))) + b"\n"
+    return printed(record_line(record_class, offset, value))
