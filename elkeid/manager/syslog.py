@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 
+from elkeid.discovery.loops import Outage
 from elkeid.manager.store.audit import Head
 from elkeid.metrics import ManagerMetrics
 
@@ -59,8 +59,6 @@ class AuditSyslog:
         metrics: counts.
     """
 
-    log = Logger()
-
     def __init__(
         self, reactor: Any, url: str, wall: Callable[[], float], metrics: ManagerMetrics
     ) -> None:
@@ -72,6 +70,7 @@ class AuditSyslog:
         self._service: ClientService | None = None
         self._datagrams: Any = None  # of UDP
         self._target: str | None = None  # of UDP, once the name is known
+        self._outage = Outage("audit heads are not sent to syslog")
         self._sending = LoopingCall(self._send)
         self._sending.clock = reactor
 
@@ -117,35 +116,34 @@ class AuditSyslog:
             return
         data = message(head, self._wall(), socket.gethostname(), os.getpid())
         try:
-            sent = await self._deliver(data)
+            await self._deliver(data)
         except Exception as error:  # of the network: it may work next time
-            self.log.warn("the audit head was not sent to syslog: {error}", error=error)
-            sent = False
-        self._metrics.audit_heads.labels("sent" if sent else "failed").inc()
-        if sent and self._newest is head:
+            self._metrics.audit_heads.labels("failed").inc()
+            self._outage.failed(error)
+            return
+        self._metrics.audit_heads.labels("sent").inc()
+        self._outage.worked()
+        if self._newest is head:
             self._newest = None
 
-    async def _deliver(self, data: bytes) -> bool:
+    async def _deliver(self, data: bytes) -> None:
         if self._service is not None:
-            return await self._stream_out(data)
-        if self._datagrams is not None:
+            await self._stream_out(self._service, data)
+        elif self._datagrams is not None:
             if self._target is None:
                 self._target = await self._reactor.resolve(self._host)
             self._datagrams.transport.write(data, (self._target, self._port))
-            return True
-        self._unix_out(data)
-        return True
+        else:
+            self._unix_out(data)
 
-    async def _stream_out(self, data: bytes) -> bool:
-        assert self._service is not None
-        waiting = self._service.whenConnected(failAfterFailures=1)
+    async def _stream_out(self, service: ClientService, data: bytes) -> None:
+        waiting = service.whenConnected(failAfterFailures=1)
         if not waiting.called:
             waiting.addErrback(lambda failure: None)
             waiting.cancel()
-            return False
+            raise ConnectionError("no connection")
         connection: Any = await waiting
         connection.transport.write(b"%d %s" % (len(data), data))
-        return True
 
     def _unix_out(self, data: bytes) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid import config
@@ -124,6 +125,27 @@ class SyslogTests(SynchronousTestCase):
         stopping = Deferred.fromCoroutine(syslog.stop())
         self.assertTrue(wire.disconnecting)
         del stopping
+
+    def test_outage(self) -> None:
+        """Each try is counted, its begin and its end are told, once."""
+        told: list[str] = []
+
+        def keep(event: Any) -> None:
+            if event.get("what") == "audit heads are not sent to syslog":
+                told.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(keep)
+        self.addCleanup(globalLogPublisher.removeObserver, keep)
+        syslog = self.syslog("tcp://127.0.0.1:601")
+        syslog.tell(Head(1, HASH))
+        for _ in range(3):
+            self.reactor.advance(SEND_SECONDS)
+        self.assertEqual((self.count("failed"), told), (3, ["warn"]))
+        self.reactor.tcpClients[0][2].buildProtocol(None).makeConnection(StringTransport())
+        for seq in (2, 3):
+            syslog.tell(Head(seq, HASH))
+            self.reactor.advance(SEND_SECONDS)
+        self.assertEqual((self.count("sent"), told), (2, ["warn", "info"]))
 
     def test_unix(self) -> None:
         """A local socket; one that is not there costs a count and a line, nothing else."""
