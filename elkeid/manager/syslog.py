@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.internet import ClientService, backoffPolicy
+from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
@@ -94,7 +95,10 @@ class AuditSyslog:
         elif self._kind == "udp":
             self._datagrams = _Datagrams()
             self._datagrams.noisy = False
-            self._reactor.listenUDP(0, self._datagrams)
+            interface = ""
+            if isIPv6Address(self._host):
+                interface, self._target = "::", self._host
+            self._reactor.listenUDP(0, self._datagrams, interface=interface)
         self._sending.start(SEND_SECONDS, now=False)
 
     async def stop(self) -> None:

@@ -30,10 +30,12 @@ class DatagramReactor(MemoryReactorClock):
         super().__init__()
         self.sent: list[tuple[bytes, Any]] = []
         self.listening = 0
+        self.interfaces: list[str] = []
 
     def listenUDP(self, port: int, protocol: DatagramProtocol, *args: Any, **kwargs: Any) -> Any:
         """Open a port."""
         self.listening += 1
+        self.interfaces.append(kwargs.get("interface", ""))
         protocol.transport = self  # type: ignore[assignment]
 
     def write(self, data: bytes, target: Any) -> None:
@@ -100,6 +102,15 @@ class SyslogTests(SynchronousTestCase):
         self.assertEqual(len(self.reactor.sent), 2)
         self.assertEqual(self.reactor.listening, 0)
         self.assertEqual(self.count("sent"), 2)
+
+    def test_udp_to_ipv6(self) -> None:
+        """Nothing is looked up, and the port is one that can send there."""
+        syslog = self.syslog("udp://[2001:db8::7]:514")
+        syslog.tell(Head(1, HASH))
+        self.reactor.advance(SEND_SECONDS)
+        self.assertEqual([target for _, target in self.reactor.sent], [("2001:db8::7", 514)])
+        self.assertEqual(self.reactor.interfaces, ["::"])
+        self.stop(syslog)
 
     def test_tcp(self) -> None:
         """One connection, each message with its length; what cannot be sent is tried again."""
