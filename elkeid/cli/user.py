@@ -104,8 +104,17 @@ def typed_password(name: str, from_stdin: bool, settings: Settings) -> str:
     return password
 
 
+def _name(_: object, __: object, name: str) -> str:
+    """Check that a name is text: no database takes anything else."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise click.BadParameter("not UTF-8") from error
+    return name
+
+
 @user.command()
-@click.argument("name")
+@click.argument("name", callback=_name)
 @click.option(
     "--role",
     required=True,
@@ -159,7 +168,7 @@ def list_users(invocation: Invocation) -> None:
 
 
 @user.command("del")
-@click.argument("name")
+@click.argument("name", callback=_name)
 @click.pass_obj
 def delete(invocation: Invocation, name: str) -> None:
     """Delete a user; the user's tokens end at once.
@@ -184,7 +193,7 @@ def _delete(connection: Connection, name: str) -> None:
 
 
 @user.command()
-@click.argument("name")
+@click.argument("name", callback=_name)
 @click.option(
     "--password-stdin", is_flag=True, help="Read the password from standard input: its first line."
 )
@@ -224,7 +233,7 @@ def _reset(connection: Connection, name: str, stored: str, *, history: int, otp_
 
 
 @user.command()
-@click.argument("name")
+@click.argument("name", callback=_name)
 @click.pass_obj
 def unlock(invocation: Invocation, name: str) -> None:
     """Forget a user's failed logins, so that nobody has to wait any more.

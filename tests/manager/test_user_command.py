@@ -181,6 +181,14 @@ def test_unlock(alice: Path) -> None:
     assert list(changed(alice, failures_of, list(keys.all()))) == [keys.address]
 
 
+@pytest.mark.parametrize("name", ["del", "reset", "unlock"])
+def test_names_that_are_no_text(folder: Path, name: str) -> None:
+    """A sentence, before the database is touched."""
+    result = command("user", name, "\udcff")
+    assert (result.exit_code, "not UTF-8" in result.output) == (2, True)
+    assert not list(folder.iterdir())
+
+
 def test_all_of_it_is_audited(alice: Path) -> None:
     """Who at this machine did what to whom; what was refused was not done, and is not in it."""
     command("user", "unlock", "alice")
