@@ -6,7 +6,6 @@ may take its share, old ones go when their time is over or room is needed.
 Source: docs/protocol.md, "Manager API", "Exports".
 """
 
-import os
 import secrets
 import string
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,6 +32,7 @@ from elkeid.manager.store.exports import (
     remove_exports,
 )
 from elkeid.manager.store.store import Store, Threads
+from elkeid.private_files import sync_folder
 from elkeid.web.answers import EventSink, EventStream
 
 T = TypeVar("T")
@@ -235,11 +235,7 @@ class Exports:
     def _save(self, archive: CsvArchive, name: str) -> int:
         size = archive.finish()
         archive.path = archive.path.rename(self._folder / name)
-        descriptor = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self._folder)
         return size
 
     async def _tidy_again(self) -> None:

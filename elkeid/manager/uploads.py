@@ -27,6 +27,7 @@ from elkeid.manager.store.uploads import (
     upload_names,
     uploads_bytes,
 )
+from elkeid.private_files import sync_folder
 from elkeid.web.multipart import read_form
 
 FORGOTTEN_AT_ONCE = 100
@@ -184,11 +185,7 @@ class Uploads:
 
     def _name(self, part: Path, name: str) -> None:
         part.rename(self.folder / name)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.folder)
 
     async def open(self, name: str) -> tuple[IO[bytes], Upload] | None:
         """A stored file, to read; None where there is none of this name."""
