@@ -37,9 +37,6 @@ TRY_LATER: Final = 4503
 REASON_BYTES: Final = 123
 """Of a close, by RFC 6455."""
 
-Admit = Callable[[str], Awaitable[Listener]]
-"""Makes a listener of a token; raises a `Refusal` or `FeedFull`."""
-
 
 class _TokenMessage(msgspec.Struct):
     token: str
