@@ -14,6 +14,7 @@ from elkeid.manager.codes import (
     AUTH_FAILED,
     BUSY,
     DATABASE_ERROR,
+    EXCEED_LIMIT,
     MESSAGES,
     PARAM_INVALID,
     PASSWORD_TOO_OLD,
@@ -28,7 +29,6 @@ from elkeid.manager.logins import LoginRefused
 from elkeid.manager.shared_api import refusal_of
 from elkeid.manager.store.store import StoreBusy
 from elkeid.manager.store.users import User
-from elkeid.manager.tag_api import refusal_of as too_many_refusal
 from elkeid.manager.uploads import UploadRefused
 from elkeid.manager.user_api import refusal_of as login_refusal
 from elkeid.metrics import ManagerMetrics
@@ -199,7 +199,7 @@ def make_api(
             LoginRefused: login_refusal,
             UserRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
             UploadRefused: refusal_of,
-            TooManyHosts: too_many_refusal,
+            TooManyHosts: lambda error: CodedRefusal(EXCEED_LIMIT, str(error)),
             ExportsBusy: lambda error: Busy(str(error)),
             TargetRefused: lambda error: CodedRefusal(UNKNOWN_ERROR, str(error)),
             RemoteFailed: lambda error: CodedRefusal(REMOTE_FAILED, str(error)),

@@ -9,7 +9,7 @@ import msgspec
 
 from elkeid.manager.codes import EXCEED_LIMIT
 from elkeid.manager.filter import EVERYTHING, VALUE_LIMIT, FilterBody, IsIn, Path, Some, Test, parse
-from elkeid.manager.hosts import Hosts, TooManyHosts, adding, removing, replacing
+from elkeid.manager.hosts import Hosts, adding, removing, replacing
 from elkeid.manager.roles import AGENT_READERS, AGENT_WRITERS
 from elkeid.manager.selection import AgentId, HostSelector, selected
 from elkeid.manager.store.store import Store
@@ -228,8 +228,3 @@ class TagRoutes:
     async def remove_selected(self, call: Call[None, TagsOfSelection]) -> None:
         """The others stay."""
         await self._hosts.retag(selected(call.body), removing(call.body.tags))
-
-
-def refusal_of(error: TooManyHosts) -> CodedRefusal:
-    """The answer to a change for too many hosts."""
-    return CodedRefusal(EXCEED_LIMIT, str(error))
