@@ -27,8 +27,9 @@ from elkeid.discovery.registry import Record, State
 from elkeid.errors import RequestRefused
 from elkeid.manager.acpoll import AC_NAME, AcPoll, PollState
 from elkeid.manager.claim_watch import AcrossConflict
+from elkeid.manager.costly import Shared
 from elkeid.manager.documents import Source
-from elkeid.manager.fanout import ANSWER_SECONDS, Answers, Gateways, NoSuchThing, Shared
+from elkeid.manager.fanout import ANSWER_SECONDS, Answers, Gateways, NoSuchThing
 from elkeid.manager.ledgers import BeforeReading, ClassLedger, LedgerAnswer, imbalances, summed
 from elkeid.web.client import CallFailed, JsonClient
 

@@ -1,14 +1,12 @@
 """Asking every AgentCenter the same thing at once: one that is dead costs only its own answer."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from elkeid.manager.documents import Source
 from elkeid.web.client import AnswerInvalid, CallFailed, JsonClient
@@ -26,9 +24,6 @@ AT_ONCE: Final = 32
 
 ANSWER_BYTES: Final = 4 << 20
 """Of one answer: three lists of a thousand entries are below 1 MiB."""
-
-FRESH_SECONDS: Final = 1.0
-"""An answer that is no older serves everybody who asks."""
 
 
 class NoSuchThing(AnswerInvalid):
@@ -130,44 +125,3 @@ class Gateways:
         for turn in turns:
             await turn
         return Answers(answered, failed)
-
-
-class Shared(Generic[T]):
-    """An answer that is costly to get, for everybody who asks within `FRESH_SECONDS`.
-
-    Args:
-        clock: for its age.
-        make: gets it.
-    """
-
-    log = Logger()
-
-    def __init__(self, clock: IReactorTime, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._clock, self._make = clock, make
-        self._waiting: list[Deferred[T]] | None = None  # None: nobody is getting it
-        self._value: T | None = None
-        self._at = 0.0
-
-    async def get(self) -> T:
-        """The answer, at once or when it is there."""
-        if self._value is not None and self._clock.seconds() - self._at < FRESH_SECONDS:
-            return self._value
-        begin = self._waiting is None
-        waiting = self._waiting = self._waiting or []
-        answer: Deferred[T] = Deferred(waiting.remove)
-        waiting.append(answer)
-        if begin:
-            Deferred.fromCoroutine(self._make()).addBoth(self._got)
-        return await answer
-
-    def _got(self, result: Any) -> None:
-        waiting, self._waiting = self._waiting or [], None
-        if isinstance(result, Failure):
-            if not waiting:
-                self.log.failure("nobody waits for this failure", result)
-            for each in list(waiting):
-                each.errback(result)
-            return
-        self._value, self._at = result, self._clock.seconds()
-        for each in list(waiting):
-            each.callback(result)

@@ -43,7 +43,7 @@ class HostParts:
         manager = settings.manager
         self._store, self._threads, self._wall = store, threads, wall
         self._ring = manager.history_events
-        self.fleet = Fleet(store, wall, reactor.seconds)
+        self.fleet = Fleet(store, wall, reactor)
         figures = Figures()
         self.history = History(
             store,

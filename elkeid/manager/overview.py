@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from attrs import evolve, frozen
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
+from twisted.internet.interfaces import IReactorTime
 
+from elkeid.manager.costly import Shared
 from elkeid.manager.store.fleet import (
     FleetFigure,
     HostCounts,
@@ -48,44 +48,21 @@ class Fleet:
     Args:
         store: open.
         wall: seconds since the epoch.
-        monotonic: seconds that only go forward.
+        clock: for the age of numbers.
     """
 
-    log = Logger()
-
-    def __init__(
-        self, store: Store, wall: Callable[[], float], monotonic: Callable[[], float]
-    ) -> None:
-        self._store, self._wall, self._monotonic = store, wall, monotonic
-        self._counts: HostCounts | None = None
-        self._good_until = 0.0
-        self._waiting: list[Deferred[HostCounts]] | None = None  # while it is counted
+    def __init__(self, store: Store, wall: Callable[[], float], clock: IReactorTime) -> None:
+        self._store, self._wall = store, wall
+        self._counts = Shared(
+            clock, self._count, seconds=COUNT_SECONDS, share=COUNT_SHARE, patient=False
+        )
 
     async def counts(self) -> HostCounts:
         """Hosts by state and protection, a few seconds old at most while counting is quick."""
-        if self._counts is not None and self._monotonic() < self._good_until:
-            return self._counts
-        if self._waiting is not None:
-            if self._counts is not None:
-                return self._counts
-            waiting: Deferred[HostCounts] = Deferred()
-            self._waiting.append(waiting)
-            return await waiting
-        self._waiting = []
-        began = self._monotonic()
-        try:
-            self._counts = await self._store.read(count_hosts, int(self._wall()))
-        except BaseException as error:
-            waiting_ones, self._waiting = self._waiting, None
-            for each in waiting_ones:
-                each.errback(error)
-            raise
-        took = self._monotonic() - began
-        self._good_until = self._monotonic() + max(COUNT_SECONDS, COUNT_SHARE * took)
-        waiting_ones, self._waiting = self._waiting, None
-        for each in waiting_ones:
-            each.callback(self._counts)
-        return self._counts
+        return await self._counts.get()
+
+    async def _count(self) -> HostCounts:
+        return await self._store.read(count_hosts, int(self._wall()))
 
     async def measured(self, began: int, hosts: int, cpu: float, memory: float) -> None:
         """Keep what agents took in a stretch of time.

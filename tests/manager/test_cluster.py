@@ -10,8 +10,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid import __version__
+from elkeid.manager.costly import Shared
 from elkeid.manager.documents import Source
-from elkeid.manager.fanout import ALL_SECONDS, AT_ONCE, Gateways, Shared
+from elkeid.manager.fanout import ALL_SECONDS, AT_ONCE, Gateways
 from elkeid.manager.ledgers import (
     BeforeReading,
     ClassLedger,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager.figures import FINE_SECONDS
@@ -235,9 +236,9 @@ class CountingTests(SynchronousTestCase):
     """`Fleet` counts no more than it must."""
 
     def setUp(self) -> None:
-        self.now = 0.0
+        self.clock = Clock()
         self.asked: list[Deferred[HostCounts]] = []
-        self.fleet = Fleet(self, lambda: NOW, lambda: self.now)  # type: ignore[arg-type]
+        self.fleet = Fleet(self, lambda: NOW, self.clock)  # type: ignore[arg-type]
 
     async def read(self, query: Any, *arguments: Any) -> HostCounts:
         """Stands where the store is."""
@@ -256,7 +257,7 @@ class CountingTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(first).at, 1)
         self.assertEqual(self.successResultOf(second).at, 1)
         self.assertEqual(self.successResultOf(self.ask()).at, 1)
-        self.now += COUNT_SECONDS
+        self.clock.advance(COUNT_SECONDS)
         third, fourth = self.ask(), self.ask()
         self.assertEqual(self.successResultOf(fourth).at, 1)
         self.asked[1].callback(HostCounts(2))
@@ -265,12 +266,12 @@ class CountingTests(SynchronousTestCase):
     def test_slow_counts(self) -> None:
         """The longer it takes the longer it holds."""
         first = self.ask()
-        self.now = 2.0
+        self.clock.advance(2.0)
         self.asked[0].callback(HostCounts(1))
         self.successResultOf(first)
-        self.now = 41.0
+        self.clock.advance(39.0)
         self.successResultOf(self.ask())
-        self.now = 42.0
+        self.clock.advance(1.0)
         self.assertNoResult(self.ask())
 
     def test_failures(self) -> None:
