@@ -77,14 +77,15 @@ class _Counted:
 
 
 class Follower(Protocol):
-    """Told of what is stored, in the same transaction and thread."""
+    """Told of what is stored, of at most `IDS_PER_STATEMENT` agents at once, in the same
+    transaction and thread."""
 
     def reported(
         self, connection: Connection, source: Source, reports: Sequence[AgentReport], skew: float
     ) -> None:
         """An AC told of these agents."""
 
-    def left(self, connection: Connection, source: Source, ids: Iterable[str]) -> None:
+    def left(self, connection: Connection, source: Source, ids: Sequence[str]) -> None:
         """These agents left an AC."""
 
 

@@ -4,7 +4,7 @@ Told of every report in the transaction that stores it. What a report confirms c
 narrow row; only what changes is written.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 from elkeid.manager.documents import AgentReport, Source
 from elkeid.manager.figures import Figures
 from elkeid.manager.protection import RANK, Protection, Verdict, judge
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
 from elkeid.manager.store.hosts import (
     HostEvent,
     HostState,
@@ -181,16 +180,10 @@ class HostWatch:
                 state, at, "protection", before=before, after=verdict.state, reason=verdict.reason
             )
 
-    def left(self, connection: Connection, source: Source, ids: Iterable[str]) -> None:
-        """Agents left an AC."""
-        gateway, wanted = str(source), list(ids)
-        for start in range(0, len(wanted), IDS_PER_STATEMENT):
-            some = wanted[start : start + IDS_PER_STATEMENT]
-            self._left(connection, gateway, host_states(connection, some, locked=True))
-
-    def _left(self, connection: Connection, gateway: str, states: dict[str, HostState]) -> None:
-        changes = _Changes(self._ring)
-        for state in states.values():
+    def left(self, connection: Connection, source: Source, ids: Sequence[str]) -> None:
+        """Some agents, at most `IDS_PER_STATEMENT`, left an AC."""
+        gateway, changes = str(source), _Changes(self._ring)
+        for state in host_states(connection, ids, locked=True).values():
             if state.gateway == gateway and state.connected:
                 state.connected = False
                 changes.happened(state, int(self._wall()), "disconnected", gateway=gateway)
