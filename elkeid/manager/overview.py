@@ -38,6 +38,7 @@ class Overview:
     ``memory`` (bytes) and ``cpu`` (fraction of a machine) are means over hosts.
     """
 
+    counted_at: int  # unix seconds; when the hosts of `now` were counted
     now: FleetFigure
     before: FleetFigure | None
 
@@ -82,7 +83,8 @@ class Fleet:
         counts = await self.counts()
         newest = await self._store.read(newest_figure)
         if newest is None:
-            return Overview(FleetFigure(0, 0, counts.running, counts.offline, 0, 0), None)
+            nothing = FleetFigure(0, 0, counts.running, counts.offline, 0, 0)
+            return Overview(counts.at, nothing, None)
         before = await self._store.read(figure_before, newest.began - DAY_SECONDS)
         now = evolve(newest, running=counts.running, offline=counts.offline)
-        return Overview(now, before)
+        return Overview(counts.at, now, before)

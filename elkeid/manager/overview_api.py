@@ -107,7 +107,6 @@ class OverviewRoutes:
     )
     async def agents(self, call: Call) -> object:
         """Differences are 0 as long as nothing is known of a day ago."""
-        counts = await self._fleet.counts()
         shown = await self._fleet.overview()
         now, before = shown.now, shown.before or shown.now
         return AgentOverview(
@@ -119,7 +118,7 @@ class OverviewRoutes:
             offline_diff=now.offline - before.offline,
             memory_diff=now.memory - before.memory,
             cpu_diff=now.cpu - before.cpu,
-            update_time=counts.at,
+            update_time=shown.counted_at,
         )
 
 
