@@ -107,12 +107,27 @@ def selected(selector: HostSelector, *, reading: bool = False) -> Test:
     Raises:
         ParameterInvalid: neither ids nor conditions.
     """
+    check_named(selector)
     if selector.id_list:
         return IsIn(Path(("agent_id",)), tuple(selector.id_list))
+    whole = selector.all or (reading and selector.id_list is None)
+    return conditions_or_all(selector.conditions, whole)
+
+
+def check_named(selector: HostSelector) -> None:
+    """Raise `ParameterInvalid` if a selector has neither ids nor conditions."""
     if selector.id_list is None and selector.conditions is None and not selector.all:
         raise ParameterInvalid("id_list: either this or conditions is required")
-    test = conditions_test(selector.conditions or HostConditions())
+
+
+def conditions_or_all(conditions: HostConditions | None, whole: bool) -> Test:
+    """The test that hosts meeting all conditions pass; without any, all or nobody.
+
+    Args:
+        conditions: as decoded.
+        whole: whether no conditions mean all hosts that are not retired.
+    """
+    test = conditions_test(conditions or HostConditions())
     if test != EVERYTHING:
         return test
-    whole = selector.all or (reading and selector.id_list is None)
     return NOT_RETIRED if whole else NOBODY

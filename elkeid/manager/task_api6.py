@@ -8,7 +8,7 @@ from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.filter import Every, IsIn, Matches, Path, Test, pattern_at
 from elkeid.manager.pages import Paged, PageQuery, listed
 from elkeid.manager.roles import AGENT_READERS, AGENT_WRITERS
-from elkeid.manager.selection import SELECTOR_BYTES, HostSelector
+from elkeid.manager.selection import SELECTOR_BYTES, HostSelector, check_named
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.task_lists import listed_subtasks, page_of_tasks
 from elkeid.manager.store.task_work import AGENT_NAME
@@ -27,7 +27,7 @@ from elkeid.manager.task_bodies import (
 )
 from elkeid.manager.task_selection import Selection
 from elkeid.manager.tasks import PLUGIN_TASK, REBOOT, Tasks, Wanted
-from elkeid.web.refusals import CodedRefusal, ParameterInvalid
+from elkeid.web.refusals import CodedRefusal
 from elkeid.web.routes import AuthKind, Call, Routes
 
 LISTED_ACTIONS = ("reboot_agent", "agt_reboot", "sync_config")
@@ -190,8 +190,7 @@ def selection_of(hosts: HostSelector) -> Selection:
     Raises:
         ParameterInvalid: neither was given.
     """
-    if hosts.id_list is None and hosts.conditions is None and not hosts.all:
-        raise ParameterInvalid("id_list: either this or conditions is required")
+    check_named(hosts)
     if hosts.id_list:
         return Selection(id_list=hosts.id_list)
-    return Selection(conditions=hosts.conditions, all=hosts.all and hosts.conditions is None)
+    return Selection(conditions=hosts.conditions, all=hosts.all)

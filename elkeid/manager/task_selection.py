@@ -1,7 +1,7 @@
 """Whom a task is for: tag, ids and filter of v1, ids or conditions of v6, as one test on agents.
 
-What selects nobody in particular selects nobody at all: a whole fleet is meant only by
-``"all": true``.
+What selects nobody in particular selects nobody at all: a whole fleet, without the hosts that are
+retired, is meant only by ``"all": true``.
 
 Source: docs/tasks.md, "Whom a task is for".
 """
@@ -19,7 +19,7 @@ from elkeid.manager.filter import (
     Test,
     parse,
 )
-from elkeid.manager.selection import AgentId, HostConditions, conditions_test
+from elkeid.manager.selection import NOBODY, AgentId, HostConditions, conditions_or_all
 
 IDS_LIMIT = 200_000
 """Agents named one by one; a larger part of a fleet has a tag or a filter in common."""
@@ -44,8 +44,6 @@ def test_of(selection: Selection) -> Test | None:
         FilterError: the filter cannot be used.
     """
     wanted = parse(selection.filter)
-    if selection.all:
-        return EVERYTHING
     ways: list[Test] = []
     if selection.tag:
         ways.append(IsIn(Path(("tags",)), (selection.tag,)))
@@ -53,8 +51,8 @@ def test_of(selection: Selection) -> Test | None:
         ways.append(IsIn(Path(("agent_id",)), tuple(dict.fromkeys(selection.id_list))))
     if wanted != EVERYTHING:
         ways.append(wanted)
-    common = conditions_test(selection.conditions or HostConditions())
-    if common != EVERYTHING:
+    common = conditions_or_all(selection.conditions, selection.all)
+    if common != NOBODY:
         ways.append(common)
     if not ways:
         return None

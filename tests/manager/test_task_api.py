@@ -240,6 +240,16 @@ class SelectionTests(TaskCase):
             self.assertEqual(self.post(CREATE, {"data": SCAN, **nobody})["count"], 0, nobody)
         self.assertEqual(self.post(CREATE, {"data": SCAN, "all": True})["count"], 2)
 
+    def test_retired_hosts(self) -> None:
+        """They are meant by their ids, tags and a filter, but are no part of the fleet."""
+        self.ac.lose("a2")
+        self.network.advance(4)
+        self.post("/api/v6/asset-center/RetireHosts", {"id_list": ["a2"]})
+        self.assertEqual(self.post(CREATE, {"data": SCAN, "all": True})["count"], 1)
+        named = {"data": SCAN, "id_list": ["a2"]}
+        self.assertEqual(self.post(CREATE, named)["count"], 1)
+        self.assertEqual(self.post(CREATE, named | {"all": True})["count"], 2)
+
     def test_union(self) -> None:
         """Tag, ids and filter together; unknown ids are left out, nobody counts twice."""
         self.ac.beat("b1")

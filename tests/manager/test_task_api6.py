@@ -40,6 +40,21 @@ class V6Tests(TaskCase):
         update = {"id_list": ["a1"], "action": "agt_update", "module_id": "m"}
         self.assertIn("no template", self.refused(f"{V6}/createAgentTask", update))
 
+    def test_everybody(self) -> None:
+        """``all`` means here what it means where hosts are tagged: all that are not retired."""
+        for body in ({"all": True}, {"id_list": [], "all": True}, {"conditions": {}, "all": True}):
+            self.assertEqual(self.post(REBOOT, body)["count"], 2, body)
+        narrow = {"conditions": {"hostname": "host-a1"}, "all": True}
+        self.assertEqual(self.post(REBOOT, narrow)["count"], 1)
+        self.ac.lose("a2")
+        self.network.advance(4)
+        done = self.post("/api/v6/asset-center/RetireHosts", {"id_list": ["a2"]})
+        self.assertEqual(done["count"], 1)
+        task_id = self.reboot(all=True)
+        self.assertEqual(set(self.states(task_id)), {"a1"})
+        self.assertEqual(self.post(f"{V6}/GetErrorHostNum", {"all": True})["all_num"], 1)
+        self.assertEqual(self.post(REBOOT, {"id_list": ["a2"]})["count"], 1)
+
     def test_lists(self) -> None:
         """Tasks the newest first, by name, state, user and tag; subtasks with hosts' names."""
         first = self.reboot(id_list=["a1", "a2"], task_name="night one")
