@@ -1,10 +1,9 @@
 """``elkeid ledger``: where every record went, told from the files of the event log."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -15,10 +14,11 @@ from elkeid.errors import OperatorError
 from elkeid.eventlog.backlog import NOTHING, Backlog, backlog
 from elkeid.eventlog.cursors import ClassCursor, read_cursors
 from elkeid.eventlog.files import FileOperations
-from elkeid.eventlog.ledger import Ledger, read_ledger
+from elkeid.eventlog.ledger import read_ledger
 from elkeid.eventlog.log import class_cap
 from elkeid.eventlog.packed import file_size
 from elkeid.eventlog.segment import list_segments
+from elkeid.ledgers import Ledger, imbalances, sum_ledgers
 from elkeid.wire.datatypes import RecordClass
 
 
@@ -60,38 +60,6 @@ def ledger(obj: Invocation, as_json: bool) -> None:
 def log_directories(data: Path) -> list[Path]:
     """Where processes with this data folder keep their logs."""
     return [data / "eventlog", *sorted(data.glob("worker-*/eventlog"))]
-
-
-def sum_ledgers(ledgers: Iterable[Ledger]) -> Ledger:
-    """Add ledgers up, number by number."""
-    total: dict[str, Any] = {}
-    for each in ledgers:
-        _add(total, each)
-    return total
-
-
-def _add(total: dict[str, Any], more: dict[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict):
-            _add(total.setdefault(key, {}), value)
-        else:
-            total[key] = total.get(key, 0) + value
-
-
-def imbalances(found: Ledger) -> list[str]:
-    """A sentence for each sum that does not agree; none in a sound ledger."""
-    faults = []
-    for label, account in found.items():
-        read, appended = account["read"], account["appended"]
-        dropped = sum(account["dropped"].values())
-        if read != appended + dropped:
-            faults.append(f"{label}: {read} read, but {appended} appended and {dropped} dropped")
-        for name, reader in account["readers"].items():
-            expired = sum(reader["expired"].values())
-            total = reader["acknowledged"] + reader["set_aside"] + reader["waiting"] + expired
-            if total != appended:
-                faults.append(f"{label}, {name}: {total} accounted for, {appended} appended")
-    return faults
 
 
 def measure(

@@ -1,7 +1,6 @@
 """The ledger: where every record went, told from a log's files or from its running writer.
 
-For each class read = appended + dropped; for each reader appended = acknowledged + set_aside +
-waiting + expired. docs/eventlog.md names the reasons.
+`elkeid.ledgers` says which of its sums agree.
 """
 
 from pathlib import Path
@@ -11,11 +10,8 @@ from elkeid.errors import OperatorError
 from elkeid.eventlog.cursors import ClassCursor, Cursor, read_cursors
 from elkeid.eventlog.segment import SegmentReader, list_segments
 from elkeid.eventlog.state import STATE_FILE, LogState, read_state
+from elkeid.ledgers import Ledger
 from elkeid.wire.datatypes import RecordClass
-
-Ledger = dict[str, dict[str, Any]]
-"""``{class: {read, appended, dropped: {reason: n}, readers: {name: {acknowledged, set_aside,
-waiting, expired: {reason: n}}}}}``"""
 
 
 def reader_account(place: ClassCursor, state: LogState, oldest: int) -> dict[str, Any]:

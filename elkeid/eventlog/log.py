@@ -36,11 +36,12 @@ from elkeid.eventlog.files import (
     try_writing,
 )
 from elkeid.eventlog.format import pack_entry
-from elkeid.eventlog.ledger import Ledger, class_account
+from elkeid.eventlog.ledger import class_account
 from elkeid.eventlog.packed import forget_pack, pack, put_in_place
 from elkeid.eventlog.recovery import Recovered, Segment, check_versions, recover
 from elkeid.eventlog.segment import list_segments
 from elkeid.eventlog.wakeup import Wakeup
+from elkeid.ledgers import Ledger
 from elkeid.wire.datatypes import RecordClass
 
 MAX_BUFFER_BYTES = 512 * KiB

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from elkeid import ledgers as balances
+
 
 class ReaderLedger(msgspec.Struct):
     """What became of the records of a class for one reader."""
@@ -42,38 +44,10 @@ class LedgerAnswer(msgspec.Struct):
 
 def summed(ledgers: Iterable[LedgerAnswer]) -> LedgerAnswer:
     """The sum, class by class and reader by reader."""
-    whole = LedgerAnswer({})
-    for one in ledgers:
-        whole.before_reading.dropped_in_buffer += one.before_reading.dropped_in_buffer
-        whole.before_reading.lost_in_flight += one.before_reading.lost_in_flight
-        for name, added in one.data.items():
-            total = whole.data.setdefault(name, ClassLedger())
-            total.read += added.read
-            total.appended += added.appended
-            total.dropped = _sum(total.dropped, added.dropped)
-            for reader, taken in added.readers.items():
-                so_far = total.readers.setdefault(reader, ReaderLedger())
-                so_far.acknowledged += taken.acknowledged
-                so_far.set_aside += taken.set_aside
-                so_far.waiting += taken.waiting
-                so_far.expired = _sum(so_far.expired, taken.expired)
-    return whole
-
-
-def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
+    whole = balances.sum_ledgers(msgspec.to_builtins(each) for each in ledgers)
+    return msgspec.convert({"data": {}} | whole, LedgerAnswer)
 
 
 def imbalances(ledger: LedgerAnswer) -> list[str]:
     """One sentence for each account of one AgentCenter that does not add up."""
-    found: list[str] = []
-    for name, each in ledger.data.items():
-        kept = each.appended + sum(each.dropped.values())
-        if each.read != kept:
-            found.append(f"{name}: {each.read} read, {kept} appended or dropped")
-        for reader, taken in each.readers.items():
-            known = taken.acknowledged + taken.set_aside + taken.waiting
-            known += sum(taken.expired.values())
-            if known != each.appended:
-                found.append(f"{name}, {reader}: {each.appended} appended, {known} accounted for")
-    return found
+    return balances.imbalances(msgspec.to_builtins(ledger.data))

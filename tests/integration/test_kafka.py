@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from elkeid.cli.ledger import imbalances
 from elkeid.config import KafkaSettings
-from elkeid.eventlog.ledger import Ledger, read_ledger
+from elkeid.eventlog.ledger import read_ledger
 from elkeid.eventlog.reader import LogReader
 from elkeid.kafka.bridge import Bridge
 from elkeid.kafka.consumer import Consumer, Message
 from elkeid.kafka.partition import partition_of
+from elkeid.ledgers import Ledger, imbalances
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import RecordClass
 from tests.integration.kafka_cluster import KafkaCluster, missing

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from elkeid.cli.ledger import imbalances
 from elkeid.config import KAFKA_READER, KafkaSettings
 from elkeid.eventlog.cursors import cursor_path, read_cursor
-from elkeid.eventlog.ledger import Ledger
 from elkeid.eventlog.reader import LogReader
 from elkeid.kafka.partition import partition_of
+from elkeid.ledgers import Ledger, imbalances
 from elkeid.wire import mqdata
 from elkeid.wire.datatypes import RecordClass
 from tests.integration.freezing_proxy import FreezingProxies
