@@ -79,7 +79,7 @@ class Drain:
         siblings: bool = False,
     ) -> None:
         self._siblings = siblings
-        self._others_stay = siblings  # at the drain under way
+        self._others_stay = siblings  # at the drain under way, or at one by `finish`
         self._gateway, self._discovery, self._clock = gateway, discovery, clock
         self._name, self._address = name, address
         self._close_port, self._open_port = close_port, open_port
@@ -111,7 +111,7 @@ class Drain:
             self._running.cancel()
         gateway = self._gateway
         gateway.draining, gateway.closed, gateway.farewell = None, False, None
-        self.state = DrainState.SERVING
+        self.state, self._others_stay = DrainState.SERVING, self._siblings
         self.log.info("serving again; {n} connections stayed", n=len(gateway.links))
         told = Deferred.fromCoroutine(self._discovery.renew())
         told.addErrback(lambda failure: self.log.failure("cannot tell of it", failure))

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.agentcenter.admin import AdminRoutes
@@ -139,6 +140,17 @@ class TogetherTests(SynchronousTestCase):
         self.assertEqual(self.states(), ["drained"] * 3)
         self.ask(1, "/admin/undrain?scope=worker")
         self.assertEqual(self.states(), ["drained", "serving", "drained"])
+
+    def test_undone_then_one_stops(self) -> None:
+        """A process that ends after a host was taken back leaves its agents to the others."""
+        self.ask(0, "/admin/drain", {"deadline": 5})
+        self.network.advance(6)
+        self.ask(0, "/admin/undrain")
+        self.assertEqual((self.states(), self.closed), (["serving"] * 3, []))
+        finished = Deferred.fromCoroutine(self.drains[1].finish(5))
+        self.network.advance(6)
+        self.successResultOf(finished)
+        self.assertEqual(self.closed, [1])
 
     def test_not_all(self) -> None:
         """A worker that cannot be told is named; asked again, those that serve begin."""
