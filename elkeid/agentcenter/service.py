@@ -71,7 +71,7 @@ from elkeid.process import CpuShare
 from elkeid.tls import agent_listener_options, api_server_options, https_policy
 from elkeid.tls_engine import ServerTls, TlsBuffers
 from elkeid.web.api import Api
-from elkeid.web.client import CallFailed, Credentials, JsonClient, http_agent
+from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.routes import AuthKind
 from elkeid.web.signed import SignatureCheck
@@ -184,7 +184,8 @@ class AgentCenterRole:
             check=TokenCheck(
                 self.gateway.tokens,
                 manager=self._manager,
-                peers=self._peers,
+                peers=lambda: self.configs.peers.addresses,
+                listed=self._listed_peers,
                 http=self._peer_http,
                 clock=reactor,
                 monotonic=time.monotonic,
@@ -257,14 +258,9 @@ class AgentCenterRole:
         stats = self.event_log.stats()
         return stats.free_bytes - stats.min_free_bytes
 
-    async def _peers(self) -> Sequence[str]:
-        """APIs of the other gateways, of those just listed too: a file is brought only once."""
-        peers = self.configs.peers
-        try:
-            listed = peers.others(await self._discovery.lookup(HTTP_NAME))
-        except CallFailed:
-            listed = []  # the client has told the log already
-        return list(dict.fromkeys([*listed, *peers.addresses]))
+    async def _listed_peers(self) -> Sequence[str]:
+        """APIs of the other gateways, of those just listed too."""
+        return self.configs.peers.others(await self._discovery.lookup(HTTP_NAME))
 
     def _http(self, policy: IPolicyForHTTPS | None = None, kept: int = 2) -> JsonClient:
         """A client of its own: of plain HTTP, or of HTTPS servers by ``policy``."""

@@ -87,7 +87,8 @@ class TokenCheck:
     Args:
         book: of this gateway.
         manager: is asked for tokens that are not in it.
-        peers: gives the addresses of the other gateways' APIs, as they are now.
+        peers: gives the addresses of the other gateways' APIs, as far as they are known.
+        listed: the same as ServiceDiscovery lists them at this moment.
         http: asks them; signs, and verifies their certificates.
         clock: for the deadline.
         monotonic: seconds that only go forward.
@@ -100,12 +101,14 @@ class TokenCheck:
         book: TokenBook,
         *,
         manager: ManagerClient,
-        peers: Callable[[], Awaitable[Sequence[str]]],
+        peers: Callable[[], Sequence[str]],
+        listed: Callable[[], Awaitable[Sequence[str]]],
         http: JsonClient,
         clock: IReactorTime,
         monotonic: Callable[[], float],
     ) -> None:
-        self._book, self._manager, self._peers, self._http = book, manager, peers, http
+        self._book, self._manager, self._http = book, manager, http
+        self._peers, self._listed = peers, listed
         self._clock, self._monotonic = clock, monotonic
         self._left, self._counted_at = UNCONFIRMED_BURST, monotonic()
 
@@ -116,9 +119,11 @@ class TokenCheck:
         if self._book.agent_of(token) is not None:
             return True
         stock: list[bool] = []
+        peers = self._peers()
         questions = [
             Deferred.fromCoroutine(self._ask_manager(token, stock)),
-            Deferred.fromCoroutine(self._ask_peers(token)),
+            Deferred.fromCoroutine(self._ask_peers(token, peers)),
+            Deferred.fromCoroutine(self._ask_newcomers(token, peers)),
         ]
         if await self._any(questions):
             return True
@@ -159,13 +164,17 @@ class TokenCheck:
         if not (isinstance(answer.data, dict) and answer.data.get("known") is True):
             raise _NotKnown("not a token of the Manager")
 
-    async def _ask_peers(self, token: str) -> None:
-        peers = await self._peers()
+    async def _ask_peers(self, token: str, peers: Sequence[str]) -> None:
         if not peers:
             raise _NotKnown("no other gateway")
         questions = [Deferred.fromCoroutine(self._ask_peer(peer, token)) for peer in peers]
         if not await self._any(questions):
             raise _NotKnown("not a token of another gateway")
+
+    async def _ask_newcomers(self, token: str, known: Sequence[str]) -> None:
+        """Ask who came up since the others were last listed: a file is brought only once."""
+        listed = await self._listed()
+        await self._ask_peers(token, [peer for peer in listed if peer not in known])
 
     async def _ask_peer(self, peer: str, token: str) -> None:
         reply = await self._http.get(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import Deferred, execute, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -141,8 +141,15 @@ class UploadTests(SynchronousTestCase):
         manager = ManagerClient(self.http, ["m:1"])
         self.results = Results()
 
-        async def peers() -> list[str]:
+        self.newcomers: set[str] = set()  # peers that only ServiceDiscovery knows of yet
+        self.listing: Deferred[None] = succeed(None)
+
+        def peers() -> list[str]:
             return [url.split("/")[2] for url in self.http.peers]
+
+        async def listed() -> list[str]:
+            await self.listing
+            return peers()
 
         self.uploads = Uploads(
             self.gateway,
@@ -153,7 +160,8 @@ class UploadTests(SynchronousTestCase):
             check=TokenCheck(
                 self.gateway.tokens,
                 manager=manager,
-                peers=peers,
+                peers=lambda: [each for each in peers() if each not in self.newcomers],
+                listed=listed,
                 http=self.http,
                 clock=self.clock,
                 monotonic=self.clock.seconds,
@@ -285,6 +293,21 @@ class UploadTests(SynchronousTestCase):
             "https://p:3/upload/token": Reply(404, b"{}", None),
             "https://p:4/upload/token": {"known": True},
         }
+        self.ends(self.bring(b"x", token="t2"), 0, "delivered")
+
+    def test_a_newcomer_confirms(self) -> None:
+        """Or a gateway that came up a moment ago, which ServiceDiscovery lists."""
+        self.http.peers = {
+            "https://p:1/upload/token": {"known": False},
+            "https://p:2/upload/token": {"known": True},
+        }
+        self.newcomers.add("p:2")
+        self.ends(self.bring(b"x", token="t2"), 0, "delivered")
+
+    def test_a_silent_registry_stops_nothing(self) -> None:
+        """Gateways that are known are asked without waiting for ServiceDiscovery's list."""
+        self.listing = Deferred()
+        self.http.peers = {"https://p:1/upload/token": {"known": True}}
         self.ends(self.bring(b"x", token="t2"), 0, "delivered")
 
     def test_nobody_confirms(self) -> None:
