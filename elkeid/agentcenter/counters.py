@@ -14,7 +14,6 @@ class Counters:
         self.unidentified = 0  # streams whose agent sent an empty id
         self.bad_heartbeats = 0
         self.over_budget = 0  # times a stream's window was not refilled for its agent's budget
-        self.large_messages = 0  # that came in more than one piece
         self.refused_messages: Counter[str] = Counter()  # half messages ended, by reason
         self.refused: Counter[str] = Counter()  # streams that we refused or broke off, by reason
         self.statuses: Counter[int] = Counter()  # gRPC status -> calls that we ended with it

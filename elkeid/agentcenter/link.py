@@ -124,7 +124,6 @@ class AgentLink(Protocol):
         self._closing = False  # and nothing more will be
         self._lost = False
         self._backlog: deque[Event] | None = None  # events that wait for the next slice
-        self._waits = False  # for its turn to go on with them
         self._watches: dict[int, Callable[[], None]] = {}  # of calls whose message is under way
         self._deadline: IDelayedCall | None = None
         self._settings = settings
@@ -192,18 +191,16 @@ class AgentLink(Protocol):
             if events and self._monotonic() - began > SLICE_SECONDS:
                 self._backlog = events
                 self.transport.pauseProducing()
-                self._waits = True
                 self._slices.add(self._go_on)
                 return
 
     def _go_on(self) -> None:
         """The next slice; after the last one, read on, or hear of the loss of the connection."""
-        self._waits = False
         events, self._backlog = self._backlog, None
         if events:
             self._act_in_slices(events)
         self.flush()
-        if self._waits:
+        if self._backlog is not None:
             return
         if self._lost:
             self._end()
@@ -417,9 +414,9 @@ class AgentLink(Protocol):
 
     def abort(self) -> None:
         """Reset the connection: the peer tries its next address at once."""
-        if self._waits:
+        if self._backlog is not None:
             self._slices.discard(self._go_on)
-            self._waits, self._backlog = False, None
+            self._backlog = None
         if self._lost:
             self._end()
         else:
@@ -429,7 +426,7 @@ class AgentLink(Protocol):
         """Tell every call, and cancel what waits."""
         self._lost = True
         self._blocked = True
-        if not self._waits:
+        if self._backlog is None:
             self._end()  # else what had come is acted on first
 
     def _end(self) -> None:
