@@ -123,7 +123,7 @@ type agent struct {
 	status                   string
 	done                     chan struct{}
 	records, sequence        int64
-	buffer, room             []byte
+	buffer                   []byte
 }
 
 func frame(out []byte, kind http2.FrameType, flags http2.Flags, stream uint32, size int) []byte {
