@@ -155,29 +155,57 @@ def gateway(more: str = "") -> Iterator[Gateway]:
                 process.kill()
 
 
+def swarm_command(server: Gateway, *arguments: str, program: str = "agentswarm") -> list[str]:
+    """What starts a generator against this gateway."""
+    address = f"127.0.0.1:{server.grpc_port}"
+    return [generator(program), "-addr", address, "-certs", str(server.keys), *arguments]
+
+
+def fleet_command(server: Gateway, *arguments: str) -> list[str]:
+    """What starts simulated agents against this gateway; they send heartbeats and no records."""
+    command = [str(Path(sys.executable).parent / "elkeid"), "--config"]
+    command += [str(server.keys.parent / "elkeid.toml"), "fleet", "run", "--rate", "0", "--json"]
+    return [*command, *arguments]
+
+
+def report_of(out: bytes, err: bytes) -> dict[str, Any]:
+    """What a generator told at its end; a run that one of its agents noticed is invalid."""
+    try:
+        report: dict[str, Any] = json.loads(out)
+    except json.JSONDecodeError:
+        raise InvalidRun(f"no report: {err.decode()[-500:]}") from None
+    for fault in ("failed", "ended_early", "unconfirmed", "reconnects"):
+        if report[fault]:
+            raise InvalidRun(f"{fault}: {report[fault]}; {err.decode()[-300:]}")
+    return report
+
+
 def swarm(server: Gateway, *arguments: str, program: str = "agentswarm") -> dict[str, Any]:
     """Run a generator; return its report with the CPU seconds it took itself."""
-    command = [
-        generator(program),
-        "-addr",
-        f"127.0.0.1:{server.grpc_port}",
-        "-certs",
-        str(server.keys),
-        *arguments,
-    ]
+    command = swarm_command(server, *arguments, program=program)
     before = os.times()
     done = subprocess.run(command, capture_output=True, check=False, timeout=900)
     after = os.times()
     if done.returncode:
         raise InvalidRun(done.stderr.decode()[-500:])
-    report: dict[str, Any] = json.loads(done.stdout)
+    report = report_of(done.stdout, done.stderr)
     report["cpu"] = (after.children_user + after.children_system) - (
         before.children_user + before.children_system
     )
-    for fault in ("failed", "ended_early", "unconfirmed", "reconnects"):
-        if report[fault]:
-            raise InvalidRun(f"{fault}: {report[fault]}; {done.stderr.decode()[-300:]}")
     return report
+
+
+def connected_swarm(
+    server: Gateway, agents: int, *arguments: str, program: str
+) -> "subprocess.Popen[bytes]":
+    """Start a generator; return when all its agents are connected."""
+    command = swarm_command(server, "-agents", str(agents), *arguments, program=program)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < agents:
+        time.sleep(0.5)
+        if child.poll() is not None:
+            raise InvalidRun(f"{program} ended early")
+    return child
 
 
 def saturated(per_batch: int, total: int) -> tuple[float, str]:
@@ -212,16 +240,10 @@ def steady(
     with gateway() as server:
         ramp = max(2, agents // 200)  # seconds until all are connected
         total = agents * per_batch * (seconds + ramp) * 1000 // every_ms
-        command = [generator(program), "-addr", f"127.0.0.1:{server.grpc_port}"]
-        command += ["-certs", str(server.keys), "-agents", str(agents), "-dial", "32"]
-        command += ["-records", str(per_batch), "-total", str(total), "-every", f"{every_ms}ms"]
+        load = ["-records", str(per_batch), "-total", str(total), "-every", f"{every_ms}ms"]
         if program == "leanswarm":
-            command += ["-beat", "60s"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < agents:
-            time.sleep(0.5)
-            if child.poll() is not None:
-                raise InvalidRun(f"{program} ended early")
+            load += ["-beat", "60s"]
+        child = connected_swarm(server, agents, "-dial", "32", *load, program=program)
         time.sleep(2)
         before, start, at = server.appended(), server.cpu(), time.monotonic()
         generated = cpu_of(child.pid)
@@ -230,10 +252,7 @@ def steady(
         messages = (server.appended() - before) / per_batch
         generated = cpu_of(child.pid) - generated
         longest = server.metrics()["elkeid_gc_longest_pause_seconds"]
-        out, err = child.communicate(timeout=300)
-        report = json.loads(out)
-        if report["failed"] or report["ended_early"] or report["unconfirmed"]:
-            raise InvalidRun(err.decode()[-300:])
+        report = report_of(*child.communicate(timeout=300))
         if server.appended() != report["confirmed_records"]:
             raise InvalidRun(f"log holds {server.appended()}, confirmed {report}")
         wanted, rate = agents * 1000 / every_ms, messages / passed
@@ -256,11 +275,8 @@ def accept(agents: int) -> tuple[float, str]:
     with gateway() as server:
         swarm(server, "-agents", "50", "-total", "0")
         start = server.cpu()
-        command = [generator(), "-addr", f"127.0.0.1:{server.grpc_port}"]
-        command += ["-certs", str(server.keys), "-agents", str(agents), "-total", "0"]
-        child = subprocess.Popen(
-            [*command, "-hold", "8s"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        command = swarm_command(server, "-agents", str(agents), "-total", "0", "-hold", "8s")
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         connected, used, deadline = 0.0, 0.0, time.monotonic() + 120
         while connected < agents and time.monotonic() < deadline and child.poll() is None:
             time.sleep(1)
@@ -279,12 +295,8 @@ def idle(agents: int, hold: int) -> tuple[float, str]:
         swarm(server, "-agents", "50", "-total", "0")
         time.sleep(2)
         rss = server.rss()
-        config = server.keys.parent / "elkeid.toml"
-        command = [str(Path(sys.executable).parent / "elkeid"), "--config", str(config)]
-        command += ["fleet", "run", "--agents", str(agents), "--rate", "0", "--json"]
-        child = subprocess.Popen(
-            [*command, "--duration", str(hold)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        command = fleet_command(server, "--agents", str(agents), "--duration", str(hold))
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         deadline = time.monotonic() + hold - 5
         while time.monotonic() < deadline and child.poll() is None:
             time.sleep(1)

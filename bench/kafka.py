@@ -13,11 +13,9 @@ record.
 """
 
 import argparse
-import json
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,15 @@ from attrs import define
 from kafka import KafkaProducer
 
 import bench.gateway as base
-from bench.gateway import REFERENCE_YARDSTICK, Gateway, InvalidRun, generator, swarm, yardstick
+from bench.gateway import (
+    REFERENCE_YARDSTICK,
+    Gateway,
+    InvalidRun,
+    connected_swarm,
+    report_of,
+    swarm,
+    yardstick,
+)
 from elkeid.allocator import keep_freed_memory
 from elkeid.config import KafkaSettings
 from elkeid.eventlog.ledger import read_ledger
@@ -120,22 +126,13 @@ def paced(topics: Topics, seconds: int) -> tuple[float, str, float]:
     """Microseconds of CPU a message at 10,000 a second, and the share acknowledged in 250 ms."""
     settings = topics.new()
     with gateway(settings) as server:
-        command = [generator("leanswarm"), "-addr", f"127.0.0.1:{server.grpc_port}"]
-        command += ["-certs", str(server.keys), "-agents", "1000", "-records", "1"]
-        command += ["-total", str(10_000 * seconds), "-every", "100ms", "-beat", "60s"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while server.metrics().get("elkeid_ac_grpc_conn_count", 0) < 1000:
-            time.sleep(0.5)
-            if child.poll() is not None:
-                raise InvalidRun("leanswarm ended early")
+        load = ["-records", "1", "-total", str(10_000 * seconds), "-every", "100ms"]
+        child = connected_swarm(server, 1000, *load, "-beat", "60s", program="leanswarm")
         time.sleep(2)
         first, start, at = server.metrics(), server.cpu(), time.monotonic()
         time.sleep(seconds - 6)
         used, passed, last = server.cpu() - start, time.monotonic() - at, server.metrics()
-        out, err = child.communicate(timeout=120)
-        report = json.loads(out)
-        if report["failed"] or report["ended_early"] or report["unconfirmed"]:
-            raise InvalidRun(err.decode()[-300:])
+        report = report_of(*child.communicate(timeout=120))
         if settled(server, settings) != report["confirmed_records"]:
             raise InvalidRun("the topic does not hold what was confirmed")
 

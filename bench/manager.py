@@ -23,7 +23,7 @@ import msgspec
 from sqlalchemy import insert, text
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall, deferLater, react
 from twisted.python.threadpool import ThreadPool
 
 from elkeid.manager.agents import REPORTS_PER_WRITE, AgentStatus
@@ -231,13 +231,4 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=60.0)
     given = parser.parse_args()
 
-    def begin() -> None:
-        """Run, then stop the reactor; a failure is the exit status."""
-        running = Deferred.fromCoroutine(main(given))
-        running.addErrback(lambda failure: (failure.printTraceback(), failures.append(1)))
-        running.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
-
-    failures: list[int] = []
-    reactor.callWhenRunning(begin)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
-    sys.exit(len(failures))
+    react(lambda _: Deferred.fromCoroutine(main(given)), [])
