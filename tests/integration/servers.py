@@ -6,12 +6,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 DEADLINE = 60.0  # seconds until a start or a stop is given up as failed
 BIN = Path(sys.executable).parent
+
+
+def eventually(
+    check: Callable[[], object], seconds: float = 30, what: str = "it did not happen"
+) -> None:
+    """Wait until something is so; fail with ``what`` if it is not in time."""
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
 
 
 def free_ports(count: int) -> list[int]:

@@ -7,16 +7,14 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .servers import BIN, DEADLINE, free_ports, running, twistd
+from .servers import BIN, DEADLINE, eventually, free_ports, running, twistd
 
 pytestmark = pytest.mark.integration
 AGENTS = 6
@@ -117,20 +115,11 @@ class Deployment:
             return probe.connect_ex(("127.0.0.1", self.grpc[number])) == 0
 
 
-def eventually(check: Callable[[], Any]) -> Any:
-    """Wait until something is so."""
-    end = time.monotonic() + DEADLINE
-    while not (found := check()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.2)
-    return found
-
-
 def test_drained_and_taken_back(tmp_path: Path) -> None:
     """An operator sees both, drains one, whose agents move, and takes it back; all is told live."""
     with ExitStack() as stack:
         both = Deployment(tmp_path, stack)
-        eventually(lambda: len(both.gateways()) == 2)
+        eventually(lambda: len(both.gateways()) == 2, DEADLINE)
         listener = Listener(both.tls, tmp_path / "keys" / "ca.crt", both.token)
         stack.callback(listener.close)
         load = ["--agents", str(AGENTS), "--rate", "2", "--duration", "200", "--spread", "1"]
@@ -148,15 +137,15 @@ def test_drained_and_taken_back(tmp_path: Path) -> None:
         assert both.gateways()[first]["state"] == "serving"
         state = both.ask("/cluster/drain", {"address": first, "deadline": 2})["state"]
         assert state == "draining"
-        eventually(lambda: both.gateways()[first]["state"] == "drained")
-        eventually(lambda: not both.port_is_open(0))
+        eventually(lambda: both.gateways()[first]["state"] == "drained", DEADLINE)
+        eventually(lambda: not both.port_is_open(0), DEADLINE)
         second = f"127.0.0.1:{both.http[1]}"
-        eventually(lambda: both.gateways()[second]["agents"] == AGENTS)
+        eventually(lambda: both.gateways()[second]["agents"] == AGENTS, DEADLINE)
 
         assert both.ask("/cluster/undrain", {"address": first})["state"] == "serving"
         assert both.port_is_open(0)
         both.ask("/cluster/reset", {"address": second, "id_list": sorted(ids)})
-        eventually(lambda: both.ask("/cluster/ledger")["classes"]["control"]["read"] > 0)
+        eventually(lambda: both.ask("/cluster/ledger")["classes"]["control"]["read"] > 0, DEADLINE)
         ledger = both.ask("/cluster/ledger")
         assert (ledger["silent"], ledger["imbalances"]) == ([], [])
 

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from elkeid.wire.command import COMMAND_BYTES
-from tests.integration.servers import free_ports, running, settings_text, twistd
+from tests.integration.servers import eventually, free_ports, running, settings_text, twistd
 from tests.integration.signed import signed
 from tests.integration.test_first_light import Manager, fleet
 from tests.integration.test_load import generator, server_in
@@ -44,14 +44,6 @@ class Gateway:
     def sources(self) -> set[str]:
         """Where the agents' configs came from."""
         return {config.get("source", "") for config in self.configs()}
-
-
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
 
 
 def test_commands_to_another_client(tmp_path: Path) -> None:

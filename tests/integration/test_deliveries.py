@@ -6,7 +6,6 @@ import sqlite3
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,12 @@ from h2.events import DataReceived, ResponseReceived, TrailersReceived
 
 from elkeid.manager.store.results import new_token
 from elkeid.wire.protobuf import length_delimited
-from tests.integration.servers import free_ports, running, settings_text, twistd
+from tests.integration.servers import eventually, free_ports, running, settings_text, twistd
 from tests.integration.signed import signed
 from tests.integration.test_first_light import fleet
 from tests.integration.test_hostile import Gateway
 
 pytestmark = pytest.mark.integration
-
-
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
 
 
 def issue(database: Path, agent_id: str) -> str:

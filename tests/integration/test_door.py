@@ -4,7 +4,6 @@ import gzip
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,17 @@ from elkeid.agentcenter.sockets import SOCKET_OPTIONS, AgentsPort
 from elkeid.agentcenter.watch import SocketWatch
 from elkeid.wire import http2_frames as h2
 from elkeid.wire.protobuf import length_delimited
-from tests.integration.servers import DEADLINE, free_ports, running, settings_text, twistd
+from tests.integration.servers import (
+    DEADLINE,
+    eventually,
+    free_ports,
+    running,
+    settings_text,
+    twistd,
+)
 from tests.integration.test_hostile import Gateway, grpc
 
 pytestmark = pytest.mark.integration
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait, at most for `DEADLINE`."""
-    deadline = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def refused(port: int) -> bool:
@@ -69,14 +67,16 @@ def test_full_gateway_closes_its_port_while_another_has_room(tmp_path: Path) -> 
         with running(twistd("--role=ac"), other):
             held = enter(gateway)
             # The next one is reset, or refused once the first gateway knows of the other.
-            until(lambda: refused(first[0]), "the port stays open")
+            eventually(lambda: refused(first[0]), DEADLINE, "the port stays open")
             assert gateway.metric("elkeid_ac_port_open") == 0
             assert not refused(second[0])
             held.close()
-            until(lambda: not refused(first[0]), "the port stays closed")
+            eventually(lambda: not refused(first[0]), DEADLINE, "the port stays closed")
             held = enter(gateway)
-            until(lambda: refused(first[0]), "the port stays open")
-        until(lambda: not refused(first[0]), "the port stays closed without the other")
+            eventually(lambda: refused(first[0]), DEADLINE, "the port stays open")
+        eventually(
+            lambda: not refused(first[0]), DEADLINE, "the port stays closed without the other"
+        )
         assert gateway.metric("elkeid_ac_port_closings_total") >= 2
         held.close()
         assert server.stop() is not None
@@ -112,9 +112,9 @@ def test_agents_behind_a_proxy(tmp_path: Path) -> None:
         )
         message = grpc(gzip.compress(length_delimited(2, b"a1")))
         holder.sendall(gateway.opening + message)
-        until(lambda: gateway.metric("elkeid_ac_grpc_conn_count") == 1, "no agent")
+        eventually(lambda: gateway.metric("elkeid_ac_grpc_conn_count") == 1, DEADLINE, "no agent")
         thief.sendall(gateway.opening + message)
-        until(lambda: is_ping(holder.recv(65_536)), "no PING")
+        eventually(lambda: is_ping(holder.recv(65_536)), DEADLINE, "no PING")
         assert gateway.metric("elkeid_ac_replaced_total") == 0
         server.stop()
     assert not any("Traceback" in line for line in server.lines)

@@ -14,7 +14,14 @@ import pytest
 
 from elkeid.wire import http2_frames as h2
 from elkeid.wire.protobuf import length_delimited
-from tests.integration.servers import DEADLINE, free_ports, running, settings_text, twistd
+from tests.integration.servers import (
+    DEADLINE,
+    eventually,
+    free_ports,
+    running,
+    settings_text,
+    twistd,
+)
 
 pytestmark = pytest.mark.integration
 HEADERS = [
@@ -112,10 +119,7 @@ def test_strangers_do_not_take_the_open_files_of_agents(tmp_path: Path) -> None:
                 strangers.append(socket.create_connection(("127.0.0.1", port), DEADLINE))
             agent = gateway.call()
             agent.sendall(grpc(gzip.compress(length_delimited(2, b"a1"))))
-            deadline = time.monotonic() + DEADLINE
-            while gateway.metric("elkeid_ac_grpc_conn_count") != 1:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            eventually(lambda: gateway.metric("elkeid_ac_grpc_conn_count") == 1, DEADLINE)
         finally:
             for stranger in strangers:
                 stranger.close()

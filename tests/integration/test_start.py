@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import BIN, DEADLINE, free_ports, running, settings_text, twistd
+from tests.integration.servers import (
+    BIN,
+    DEADLINE,
+    eventually,
+    free_ports,
+    running,
+    settings_text,
+    twistd,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAMS = {
@@ -155,16 +163,7 @@ def test_in_the_background(folder: Path) -> None:
     assert ended(argv, folder).returncode == 0
     pid = int((folder / "e.pid").read_text())
     log = folder / "e.log"
-    _until(lambda: "ready: " in log.read_text())
+    eventually(lambda: "ready: " in log.read_text(), DEADLINE)
     os.kill(pid, signal.SIGTERM)
-    _until(lambda: not (folder / "e.pid").exists())
+    eventually(lambda: not (folder / "e.pid").exists(), DEADLINE)
     assert "Traceback" not in log.read_text()
-
-
-def _until(condition: object) -> None:
-    """Wait for a condition that no pipe tells of."""
-    assert callable(condition)
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)

@@ -15,7 +15,7 @@ import pytest
 from elkeid.eventlog.reader import LogReader
 from elkeid.fleet.report import AgentReport, read_report
 from elkeid.wire import mqdata
-from tests.integration.servers import BIN, free_ports, running, settings_text, twistd
+from tests.integration.servers import BIN, eventually, free_ports, running, settings_text, twistd
 from tests.integration.signed import signed
 from tests.integration.stock_manager import CONFIG, INFO, RESULTS
 
@@ -120,14 +120,6 @@ class Stock:
         return {",".join(mqdata.decode(suffix).tags) for suffix in suffixes}
 
 
-def until(seconds: float, what: str, test: Callable[[], bool]) -> None:
-    """Until it holds."""
-    end = time.monotonic() + seconds
-    while not test():
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-
-
 def test_faults_change_nothing_and_healing_does(tmp_path: Path) -> None:
     """Whatever a Manager answers instead of a list, no agent is told anything; then all are.
 
@@ -140,8 +132,8 @@ def test_faults_change_nothing_and_healing_does(tmp_path: Path) -> None:
         stock.know(config=[], fault={INFO: "500", RESULTS: "500"})
         manager = stack.enter_context(stock.manager())
         end = stack.enter_context(stock.agents(20))
-        until(30, "agents connect", lambda: stock.call("GET", "/conn/count") == 20)
-        until(15, "configs are asked for", lambda: len(stock.taken(CONFIG)) >= 20)
+        eventually(lambda: stock.call("GET", "/conn/count") == 20, 30, "agents connect")
+        eventually(lambda: len(stock.taken(CONFIG)) >= 20, 15, "configs are asked for")
         for fault in faults:
             stock.know(config=LIST, fault={CONFIG: fault, INFO: fault, RESULTS: fault})
             time.sleep(2.5)
@@ -153,12 +145,12 @@ def test_faults_change_nothing_and_healing_does(tmp_path: Path) -> None:
         stack.enter_context(stock.manager())
         detail = stock.taken(CONFIG)[0]
         assert {"agent_id", "kernel_version", "platform_family", "arch"} <= detail.keys()
-        until(90, "every host is sent its config", lambda: stock.sent() == 20)
+        eventually(lambda: stock.sent() == 20, 90, "every host is sent its config")
         time.sleep(3)  # a sync takes 2 s
         tokens = stock.tasks(ids)
-        until(60, "every result arrives", lambda: tokens <= stock.tokens_taken())
+        eventually(lambda: tokens <= stock.tokens_taken(), 60, "every result arrives")
         stock.call("POST", "/conn/reset", {"type": "random", "count": 20})  # asked for on connect
-        until(60, "tags stand in records", lambda: "web,eu" in stock.tags_stored())
+        eventually(lambda: "web,eu" in stock.tags_stored(), 60, "tags stand in records")
         reports = end()
     assert [report.plugins for report in reports] == [PLUGINS] * 20
     assert sum(report.wiped for report in reports) == 0

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.servers import BIN, free_ports, running, settings_text, twistd
-from tests.integration.test_deliveries import eventually
+from tests.integration.servers import BIN, eventually, free_ports, running, settings_text, twistd
 from tests.integration.test_first_light import Manager
 
 pytestmark = pytest.mark.integration

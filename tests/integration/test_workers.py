@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from elkeid.fleet.compare import compare
 from elkeid.fleet.report import read_report
 from elkeid.fleet.stored import stored_records
-from tests.integration.servers import BIN, DEADLINE, Server, free_ports, running, twistd
+from tests.integration.servers import BIN, DEADLINE, Server, eventually, free_ports, running, twistd
 from tests.integration.signed import signed
 
 pytestmark = pytest.mark.integration
@@ -46,14 +45,6 @@ def listed(port: int, name: str) -> list[dict[str, Any]]:
     with urllib.request.urlopen(url, timeout=10) as reply:
         records: list[dict[str, Any]] = json.loads(reply.read())["data"]
         return records
-
-
-def until(what: Callable[[], bool], text: str) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + DEADLINE
-    while not what():
-        assert time.monotonic() < deadline, text
-        time.sleep(0.1)
 
 
 def children(server: Server) -> list[int]:
@@ -105,9 +96,13 @@ def test_two_workers(tmp_path: Path) -> None:
             text=True,
         )
         try:
-            until(lambda: count(0) + count(1) == AGENTS, "all agents are here")
+            eventually(lambda: count(0) + count(1) == AGENTS, DEADLINE, "all agents are here")
             assert min(count(0), count(1)) >= AGENTS / 8  # the kernel spreads them
-            until(lambda: listed(sd, "hids_svr_grpc")[0]["weight"] == AGENTS, "the sum is known")
+            eventually(
+                lambda: listed(sd, "hids_svr_grpc")[0]["weight"] == AGENTS,
+                DEADLINE,
+                "the sum is known",
+            )
             (record,) = listed(sd, "hids_svr_grpc")
             assert (record["port"], record["extra"]["limit"]) == (grpc, 20_000)
             apis = sorted(each["port"] for each in listed(sd, "hids_svr_http"))
@@ -117,12 +112,16 @@ def test_two_workers(tmp_path: Path) -> None:
             assert len(before) == 2
             os.kill(before[1], signal.SIGKILL)
             server.wait_for("worker 1 ended with signal 9; it is started again")
-            until(lambda: len(children(server)) == 2, "it is started again")
+            eventually(lambda: len(children(server)) == 2, DEADLINE, "it is started again")
             assert children(server)[0] == before[0]
             assert children(server)[1] != before[1]
-            until(lambda: count(1) >= 0, "it serves again")
-            until(lambda: count(0) + count(1) == AGENTS, "all are back")
-            until(lambda: listed(sd, "hids_svr_grpc")[0]["weight"] == AGENTS, "the sum is known")
+            eventually(lambda: count(1) >= 0, DEADLINE, "it serves again")
+            eventually(lambda: count(0) + count(1) == AGENTS, DEADLINE, "all are back")
+            eventually(
+                lambda: listed(sd, "hids_svr_grpc")[0]["weight"] == AGENTS,
+                DEADLINE,
+                "the sum is known",
+            )
 
             run.send_signal(signal.SIGINT)
             said, _ = run.communicate(timeout=90)
@@ -130,8 +129,9 @@ def test_two_workers(tmp_path: Path) -> None:
             run.kill()
         assert run.returncode == 0, said
         server.process.send_signal(signal.SIGHUP)
-        until(
+        eventually(
             lambda: sum("certificates are loaded again" in line for line in server.lines) == 3,
+            DEADLINE,
             "the workers were told",
         )
         begun = time.monotonic()
@@ -162,7 +162,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         workers = children(server)
         assert len(workers) == 2
         server.stop(signal.SIGKILL)
-        until(lambda: not any(map(alive, workers)), "they ended")
+        eventually(lambda: not any(map(alive, workers)), DEADLINE, "they ended")
     with running(twistd("--workers", "2"), tmp_path) as server:
         assert server.stop() == -signal.SIGTERM
 
