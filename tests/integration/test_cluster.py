@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from .servers import BIN, DEADLINE, eventually, free_ports, running, twistd
+from .test_first_light import Manager
 
 pytestmark = pytest.mark.integration
 AGENTS = 6
@@ -78,7 +78,6 @@ class Deployment:
         grpc, http, grpc2, http2, sd, manager, self.tls = free_ports(7)
         self.http = [http, http2]
         self.grpc = [grpc, grpc2]
-        self.url = f"http://127.0.0.1:{manager}/api/v1"
         for name, ports, role in (
             ("one", (grpc, http), ()),
             ("two", (grpc2, http2), ("--role", "ac")),
@@ -93,17 +92,8 @@ class Deployment:
             )
             stack.enter_context(running(twistd(*role), place))
         password = (folder / "keys" / "admin-password").read_text().strip()
-        self.token = ""
-        self.token = self.ask("/user/login", {"username": "admin", "password": password})["token"]
-
-    def ask(self, path: str, body: Any = None) -> Any:
-        """``data`` of a success."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"token": self.token})
-        with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-            got = json.load(answer)
-        assert got["code"] == 0, got
-        return got["data"]
+        operator = Manager(manager, password)
+        self.token, self.ask = operator.token, operator.ask
 
     def gateways(self) -> dict[str, dict[str, Any]]:
         """By address."""

@@ -33,6 +33,12 @@ class Manager:
         with urllib.request.urlopen(request, timeout=10) as reply:
             return json.loads(reply.read())
 
+    def ask(self, path: str, body: Any = None) -> Any:
+        """``data`` of a success: of a POST with this body, or of a GET."""
+        answer = self._call(path, None if body is None else json.dumps(body).encode())
+        assert answer["code"] == 0, answer
+        return answer["data"]
+
     def agents(self) -> list[dict[str, Any]]:
         """What getStatus lists."""
         items: list[dict[str, Any]] = self._call("/agent/getStatus?page_size=1000")["data"]["items"]

@@ -22,7 +22,7 @@ from elkeid.manager.store.schema import subtask, task, task_resend, task_slice
 from elkeid.manager.store.task_rows import STATES
 from elkeid.manager.store.tasks import NewTask, Run, create_task, run_task
 from tests.integration.postgres import needs_postgres
-from tests.manager.stores import KINDS, database_of_kind, report
+from tests.manager.stores import KINDS, migrated_url, opened, report
 
 pytestmark = pytest.mark.integration
 
@@ -201,8 +201,7 @@ class Crashes:
 def crash(kind: str, folder: Path, total: int, capsys: Any) -> None:
     """The whole of it."""
     seed = random.SystemRandom().randrange(1 << 32)
-    with database_of_kind(kind, folder) as database:
-        url = url_of(database, folder)
+    with migrated_url(kind, folder) as url, opened(url) as database:
         crashes = Crashes(database, url, folder / "sent", random.Random(seed))
         crashes.agents(total)
         number = crashes.begin()
@@ -215,14 +214,6 @@ def crash(kind: str, folder: Path, total: int, capsys: Any) -> None:
         resends = crashes.check(number, total)
         with capsys.disabled():
             print(f"{took:.0f} s, {crashes.kills} kills, {resends} resends, none lost")
-
-
-def url_of(database: Database, folder: Path) -> str:
-    """The URL of a test's database."""
-    path = folder / "manager.db"
-    if path.exists():
-        return f"sqlite:///{path}"
-    return database.name.replace("postgresql+psycopg", "postgresql")
 
 
 @needs_postgres

@@ -24,15 +24,11 @@ class Operator(Manager):
 
     def get(self, path: str) -> Any:
         """``data`` of a GET."""
-        answer = self._call(f"/agent/{path}")
-        assert answer["code"] == 0, answer
-        return answer["data"]
+        return self.ask(f"/agent/{path}")
 
     def post(self, path: str, body: Any) -> Any:
         """``data`` of a POST."""
-        answer = self._call(f"/agent/{path}", json.dumps(body).encode())
-        assert answer["code"] == 0, answer
-        return answer["data"]
+        return self.ask(f"/agent/{path}", body)
 
     def subtasks(self, task_id: str) -> dict[str, Any]:
         """Agent id -> subtask."""

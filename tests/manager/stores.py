@@ -115,15 +115,21 @@ def migrated_url(kind: str, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
+def opened(url: str) -> Iterator[Database]:
+    """The database at a URL, open."""
+    database = make_database(url)
+    database.open()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
 def database_of_kind(kind: str, folder: Path) -> Iterator[Database]:
     """An open, migrated database of this kind."""
-    with migrated_url(kind, folder) as url:
-        database = make_database(url)
-        database.open()
-        try:
-            yield database
-        finally:
-            database.close()
+    with migrated_url(kind, folder) as url, opened(url) as database:
+        yield database
 
 
 @pytest.fixture(params=KINDS)
