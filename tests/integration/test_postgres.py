@@ -10,10 +10,14 @@ from sqlalchemy import Connection, text
 from twisted.internet.defer import Deferred
 
 from elkeid.errors import StoreError
+from elkeid.manager.documents import Source
+from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.migrate import migrate
 from elkeid.manager.store.schema import HEAD_REVISION
 from elkeid.manager.store.store import Store, StoreFailed
+from elkeid.manager.store.task_work import CONFIG_TASK, Claimant, claim
+from elkeid.manager.store.tasks import NewTask, Run, add_subtasks, create_task, run_task
 from elkeid.manager.store.users import add_user, find_user
 from tests.integration.postgres import (
     Postgres,
@@ -21,7 +25,7 @@ from tests.integration.postgres import (
     own_postgres,
     shared_postgres,
 )
-from tests.manager.stores import InlineThreads, database_of_kind, migrated_url
+from tests.manager.stores import InlineThreads, database_of_kind, migrated_url, report
 
 pytestmark = [pytest.mark.integration, needs_postgres]
 
@@ -139,6 +143,62 @@ def test_transactions_that_wait_for_each_other(tmp_path: Path) -> None:
         assert [outcome(stores[0].read(find_user, name)).level for name in "ab"] == [5, 5]
         for each in stores:
             outcome(each.close())
+
+
+def test_configs_that_two_managers_change_at_once(tmp_path: Path) -> None:
+    """Of two tasks that change the list of one host, neither undoes what the other has changed."""
+    now, source = 1_700_000_000.0, Source("10.0.0.1", 6752)
+
+    def created(connection: Connection, name: str) -> int:
+        new = NewTask(
+            task_type=CONFIG_TASK,
+            task_name=name,
+            action="",
+            task_user="",
+            tag="",
+            data={},
+            selection={},
+            task_data_type=None,
+            awaits_result=False,
+            result_seconds=60.0,
+            wait_seconds=60.0,
+            resends=0,
+        )
+        number, _ = create_task(connection, new, now)
+        add_subtasks(connection, number, "", ["a"], now, last=True, approval_hosts=0)
+        run_task(connection, number, Run(count=1, concurrence=1), now)
+        return number
+
+    def claimed(connection: Connection, number: int, name: str) -> list[str]:
+        claimant = Claimant(owner=name, lease_seconds=60.0, drop_hosts=5, drop_seconds=600.0)
+        changes = [{"name": name, "version": "1"}]
+        found = claim(connection, number, name, changes, claimant, limit=5, now=now)
+        return [item["name"] for item in found.orders[0].config or ()]
+
+    with migrated_url("postgresql", tmp_path) as url:
+        one, meanwhile = make_database(url), Store(make_database(url), InlineThreads())
+        said: list[Any] = []
+        one.open()
+        outcome(meanwhile.open())
+        with one.writing() as connection:
+            apply_reports(connection, source, [report("a")])
+            first, second = created(connection, "x"), created(connection, "y")
+        thread = threading.Thread(
+            target=lambda: said.append(outcome(meanwhile.write(claimed, second, "y")))
+        )
+        waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        with one.writing() as connection:
+            assert claimed(connection, first, "x") == ["x"]
+            thread.start()
+            while thread.is_alive():
+                with one.reading() as look:
+                    if look.execute(waits).scalar_one():
+                        break
+                thread.join(0.02)
+        thread.join()
+        assert said == [["x", "y"]]
+        outcome(meanwhile.close())
+        one.close()
 
 
 def test_password_comes_from_a_file_and_is_never_shown(tmp_path: Path) -> None:

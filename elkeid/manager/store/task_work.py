@@ -18,7 +18,7 @@ from attrs import Factory, define, frozen
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from elkeid.manager.documents import Source
-from elkeid.manager.store.agents import IDS_PER_STATEMENT, plugins_of
+from elkeid.manager.store.agents import IDS_PER_STATEMENT, hold_documents, plugins_of
 from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.configs import find_config
 from elkeid.manager.store.host_configs import (
@@ -313,6 +313,9 @@ def _configure(
     A list that would take more than half of their plugins from too many hosts pauses the task.
     """
     now, result = locked.now, dict[str, list[dict[str, Any]]]()
+    # Held, so that no other task changes a list between this look at it and the end: most hosts
+    # have no row of their own in `host_config` that could be.
+    hold_documents(connection, [row.agent_id for row, _ in here])
     default = find_config(connection)
     stored: list[HostConfig] = []
     refused: dict[str, list[str]] = defaultdict(list)
