@@ -4,11 +4,12 @@ from typing import Any
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, select
 
 from elkeid.manager.store.agents import plugins_of
 from elkeid.manager.store.host_configs import host_configs
 from elkeid.manager.store.schema import stored_config
+from elkeid.manager.store.upsert import upsert
 
 DEFAULT = "default"
 """The config of every host that has none of its own."""
@@ -50,15 +51,14 @@ def store_config(
 ) -> StoredConfig:
     """Store a config in place of the one there is."""
     values = {
+        "name": name,
         "items": msgspec.json.encode(items).decode(),
         "drops_confirmed": drops_confirmed,
+        "created_at": now,
         "updated_at": now,
     }
-    changed = connection.execute(
-        update(stored_config).where(stored_config.c.name == name).values(values)
-    ).rowcount
-    if not changed:
-        connection.execute(insert(stored_config).values(name=name, created_at=now, **values))
+    changes = ["items", "drops_confirmed", "updated_at"]
+    connection.execute(upsert(connection, stored_config, ["name"], changes), values)
     stored = find_config(connection, name)
     assert stored is not None
     return stored

@@ -5,9 +5,10 @@ from typing import Any
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, func, select
 
 from elkeid.manager.store.schema import host_config
+from elkeid.manager.store.upsert import upsert
 
 
 @frozen(kw_only=True)
@@ -48,24 +49,20 @@ def host_configs(connection: Connection, ids: Collection[str]) -> dict[str, Host
 
 def store_host_configs(connection: Connection, configs: Sequence[HostConfig]) -> None:
     """Store configs in place of those that these hosts have."""
-    if not configs:
-        return
-    ids = [each.agent_id for each in configs]
-    connection.execute(delete(host_config).where(host_config.c.agent_id.in_(ids)))
-    connection.execute(
-        insert(host_config),
-        [
-            {
-                "agent_id": each.agent_id,
-                "items": msgspec.json.encode(each.items).decode(),
-                "allow_empty": each.allow_empty,
-                "drops_confirmed": each.drops_confirmed,
-                "updated_at": each.updated_at,
-                "dropped_at": each.dropped_at,
-            }
-            for each in configs
-        ],
-    )
+    rows = [
+        {
+            "agent_id": each.agent_id,
+            "items": msgspec.json.encode(each.items).decode(),
+            "allow_empty": each.allow_empty,
+            "drops_confirmed": each.drops_confirmed,
+            "updated_at": each.updated_at,
+            "dropped_at": each.dropped_at,
+        }
+        for each in configs
+    ]
+    if rows:
+        changes = ["items", "allow_empty", "drops_confirmed", "updated_at", "dropped_at"]
+        connection.execute(upsert(connection, host_config, ["agent_id"], changes), rows)
 
 
 def hosts_dropped_since(connection: Connection, since: float) -> int:

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping
 
 from attrs import frozen
-from sqlalchemy import Connection, case, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, case, delete, select
 
 from elkeid.manager.store.schema import login_failure
+from elkeid.manager.store.upsert import upsert
 
 
 @frozen
@@ -37,18 +37,14 @@ def note_failure(
         forget_before: unix seconds; where the last failure is no newer, counting starts anew.
     """
     table = login_failure
-    for key, subject in sorted(keys.items()):
-        again = case((table.c.last_at <= forget_before, 1), else_=table.c.count + 1)
-        more = update(table).where(table.c.key == key).values(count=again, last_at=now)
-        if connection.execute(more).rowcount:
-            continue
-        try:
-            with connection.begin_nested():
-                connection.execute(
-                    insert(table).values(key=key, subject=subject, count=1, last_at=now)
-                )
-        except IntegrityError:  # another Manager was first
-            connection.execute(more)
+    again = case((table.c.last_at <= forget_before, 1), else_=table.c.count + 1)
+    rows = [
+        {"key": key, "subject": subject, "count": 1, "last_at": now}
+        for key, subject in sorted(keys.items())
+    ]
+    if rows:
+        changes = {"count": again, "last_at": now}
+        connection.execute(upsert(connection, table, ["key"], changes), rows)
 
 
 def forget_failures(connection: Connection, keys: Collection[str]) -> None:

@@ -356,8 +356,7 @@ def _configure(
                     dropped_at=now if drops else None,
                 )
             )
-    for start in range(0, len(stored), IDS_PER_STATEMENT):
-        store_host_configs(connection, stored[start : start + IDS_PER_STATEMENT])
+    store_host_configs(connection, stored)
     for reason, ids in refused.items():
         _set(
             connection,

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 from attrs import field, frozen
 from sqlalchemy import Connection, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from elkeid.manager.store.schema import (
     known_address,
@@ -16,6 +15,7 @@ from elkeid.manager.store.schema import (
     token,
     user,
 )
+from elkeid.manager.store.upsert import insert_missing, upsert
 
 USERS_LIMIT = 10_000
 """Users of a deployment; people and a few machines, listed and searched whole."""
@@ -121,12 +121,8 @@ def add_user(
         "updated_at": now,
         "password_update_time": now,
     }
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(user).values(values))
-    except IntegrityError:
-        return False
-    return True
+    added = connection.execute(insert_missing(connection, user, ["username"]), values)
+    return bool(added.rowcount)
 
 
 def change_user(
@@ -321,18 +317,10 @@ def use_recovery_code(connection: Connection, user_id: int, code_hash: str) -> b
 def know_address(connection: Connection, user_id: int, address: str, now: int) -> None:
     """Remember that a user logged in from an address."""
     mine = known_address.c.user_id == user_id
-    changed = connection.execute(
-        update(known_address).where(mine, known_address.c.address == address).values(seen_at=now)
+    connection.execute(
+        upsert(connection, known_address, ["user_id", "address"], ["seen_at"]),
+        {"user_id": user_id, "address": address, "seen_at": now},
     )
-    if changed.rowcount:
-        return
-    try:
-        with connection.begin_nested():
-            connection.execute(
-                insert(known_address).values(user_id=user_id, address=address, seen_at=now)
-            )
-    except IntegrityError:
-        return  # another Manager was first
     known = list(
         connection.execute(
             select(known_address.c.address).where(mine).order_by(known_address.c.seen_at.desc())
