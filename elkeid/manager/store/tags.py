@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import msgspec
 from attrs import define
-from sqlalchemy import Connection, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, insert, or_, select
 
 from elkeid.manager.documents import text_of
 from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.schema import agent, agent_detail, agent_tag
 
 TAGS_PER_HOST = 32
@@ -99,26 +100,18 @@ def retag(
         added += [{"agent_id": agent_id, "tag": tag} for tag in new - old]
         removed += [(agent_id, tag) for tag in old - new]
         document = _tagged(documents[agent_id], sorted(new))
-        written.append({"b_id": agent_id, "b_document": document})
+        written.append({"agent_id": agent_id, "fields": document})
     for start in range(0, len(removed), PAIRS_PER_STATEMENT):
         pairs = removed[start : start + PAIRS_PER_STATEMENT]
         connection.execute(delete(agent_tag).where(or_(*[_pair(*each) for each in pairs])))
     if added:
         connection.execute(insert(agent_tag), added)
-    if written:
-        connection.execute(_DOCUMENT, written)
+    update_rows(connection, agent_detail, written, key="agent_id", columns=["fields"])
     return done
 
 
 def _pair(agent_id: str, tag: str) -> Any:
     return and_(agent_tag.c.agent_id == agent_id, agent_tag.c.tag == tag)
-
-
-_DOCUMENT = (
-    update(agent_detail)
-    .where(agent_detail.c.agent_id == bindparam("b_id"))
-    .values(fields=bindparam("b_document"))
-)
 
 
 def _tagged(document: str, tags: list[str]) -> str:

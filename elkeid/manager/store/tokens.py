@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from attrs import frozen
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select
 
+from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.schema import token, user
 from elkeid.manager.store.users import USER_COLUMNS, User, user_of
 
@@ -98,10 +99,8 @@ def slide_tokens(
     Returns:
         How many tokens had expired.
     """
-    for token_hash, expires_at in expiries.items():
-        connection.execute(
-            update(token).where(token.c.hash == token_hash).values(expires_at=expires_at)
-        )
+    rows = [{"hash": each, "expires_at": expiries[each]} for each in sorted(expiries)]
+    update_rows(connection, token, rows, key="hash", columns=["expires_at"])
     return connection.execute(
         delete(token).where((token.c.expires_at <= now) | (token.c.created_at <= begun_after))
     ).rowcount
