@@ -28,7 +28,6 @@ from elkeid.manager.store.agent_pages import (
     page_of_agents,
 )
 from elkeid.manager.store.agents import (
-    IDS_PER_STATEMENT,
     Applied,
     apply_sorted,
     connected_to,
@@ -45,6 +44,7 @@ from elkeid.manager.store.agents import (
     sort_out,
     turn_offline,
 )
+from elkeid.manager.store.bulk import IDS_PER_STATEMENT
 from elkeid.manager.store.store import Store
 
 REPORTS_PER_WRITE = 500

@@ -3,7 +3,7 @@
 Lists are in `agent_pages`. Every function takes a connection and blocks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -23,7 +23,7 @@ from elkeid.manager.documents import (
     merged,
     split,
 )
-from elkeid.manager.store.bulk import update_rows
+from elkeid.manager.store.bulk import sliced, update_rows
 from elkeid.manager.store.schema import (
     agent,
     agent_beat,
@@ -34,9 +34,6 @@ from elkeid.manager.store.schema import (
     host_state,
 )
 from elkeid.manager.store.upsert import insert_missing, upsert
-
-IDS_PER_STATEMENT = 500
-"""Ids bound in one statement; SQLite takes 32,766 parameters."""
 
 RUNNING, ABNORMAL, OFFLINE, UNINSTALLED = "running", "abnormal", "offline", "uninstalled"
 
@@ -66,11 +63,9 @@ def count_agents(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(agent)).scalar_one()
 
 
-def slices(ids: Iterable[str]) -> Iterable[list[str]]:
-    """Ids for one statement each, none twice, in order: locks are taken in the same order."""
-    wanted = sorted(set(ids))
-    for start in range(0, len(wanted), IDS_PER_STATEMENT):
-        yield wanted[start : start + IDS_PER_STATEMENT]
+def slices(ids: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Ids for one statement each, none twice, sorted: all take their locks in that order."""
+    return sliced(sorted(set(ids)))
 
 
 # What readers get.

@@ -1,14 +1,21 @@
-"""One change to many rows, each by its key and with values of its own.
+"""Statements over many rows."""
 
-PostgreSQL takes all of them as arrays in one statement, which costs it a fifth of as many
-statements; SQLite has no round trips to save.
-"""
-
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, Connection, Table, bindparam, func, update
 from sqlalchemy.dialects.postgresql import ARRAY
+
+T = TypeVar("T")
+
+IDS_PER_STATEMENT = 500
+"""Ids bound in one statement; SQLite takes 32,766 parameters."""
+
+
+def sliced(some: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Some for one statement each, in their order."""
+    for start in range(0, len(some), IDS_PER_STATEMENT):
+        yield some[start : start + IDS_PER_STATEMENT]
 
 
 def update_rows(
@@ -20,7 +27,10 @@ def update_rows(
     columns: Sequence[str],
     where: Mapping[str, str] | None = None,
 ) -> int:
-    """Set columns of rows.
+    """Set columns of rows, each by its key and with values of its own.
+
+    PostgreSQL takes all of them as arrays in one statement, which costs it a fifth of as many
+    statements; SQLite has no round trips to save.
 
     Args:
         connection: that writes.

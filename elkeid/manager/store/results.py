@@ -6,16 +6,16 @@ a result ends does so in the same transaction.
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any, Self
 
 import msgspec
 from attrs import define
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select
 
 from elkeid.manager.documents import MalformedItem, canonical, text_of
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.bulk import sliced
 from elkeid.manager.store.schema import subtask, task_result, task_token
 from elkeid.manager.store.task_rows import (
     CREATED,
@@ -95,8 +95,7 @@ def is_issued(connection: Connection, token: str) -> bool:
 def _issued(connection: Connection, tokens: Iterable[str]) -> set[str]:
     found: set[str] = set()
     wanted = [token for token in dict.fromkeys(tokens) if len(token) <= TOKEN_LIMIT]
-    for start in range(0, len(wanted), IDS_PER_STATEMENT):
-        some = wanted[start : start + IDS_PER_STATEMENT]
+    for some in sliced(wanted):
         found.update(
             connection.execute(
                 select(task_token.c.token).where(task_token.c.token.in_(some))
@@ -162,7 +161,7 @@ def _settle(connection: Connection, rows: Sequence[dict[str, Any]], now: int) ->
             endings.setdefault(row["token"], ending)
     tokens = list(endings)
     numbers: set[int] = set()
-    for some in _slices(tokens):
+    for some in sliced(tokens):
         found = select(subtask.c.task).where(subtask.c.token.in_(some)).distinct()
         numbers.update(connection.execute(found).scalars())
     for number in sorted(numbers):
@@ -183,7 +182,7 @@ def _ending(content: Any) -> tuple[str, str] | None:
 
 def _end(connection: Connection, locked: LockedTask, endings: dict[str, tuple[str, str]]) -> None:
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for some in _slices(list(endings)):
+    for some in sliced(list(endings)):
         waiting = connection.execute(
             # By the token alone: else all subtasks of a task might be looked through for it.
             select(subtask.c.agent_id, subtask.c.token, subtask.c.status, subtask.c.task).where(
@@ -194,24 +193,16 @@ def _end(connection: Connection, locked: LockedTask, endings: dict[str, tuple[st
             if row.task == locked.number and row.status in (CREATED, RUNNING, SUCCEED):
                 groups[(row.status, *endings[row.token])].append(row.agent_id)
     for (before, after, message), ids in groups.items():
-        for some in _slices(ids):
-            connection.execute(
-                update(subtask)
-                .where(subtask.c.task == locked.number, subtask.c.agent_id.in_(some))
-                .values(
-                    status=after,
-                    due=None,
-                    slice=None,
-                    status_msg=message,
-                    update_time=int(locked.now),
-                )
-            )
+        locked.set_subtasks(
+            connection,
+            ids,
+            status=after,
+            due=None,
+            slice=None,
+            status_msg=message,
+            update_time=int(locked.now),
+        )
         locked.move(before, after, len(ids))
-
-
-def _slices(wanted: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(wanted), IDS_PER_STATEMENT):
-        yield wanted[start : start + IDS_PER_STATEMENT]
 
 
 def _held(
@@ -221,8 +212,7 @@ def _held(
     held: set[tuple[str, str]] = set()
     counts: dict[str, int] = {}
     of = task_result.c
-    for start in range(0, len(keys), IDS_PER_STATEMENT):
-        some = keys[start : start + IDS_PER_STATEMENT]
+    for some in sliced(keys):
         tokens = {token for token, _ in some}
         rows = connection.execute(
             select(of.token, of.content_hash).where(

@@ -4,7 +4,7 @@ A tag stands twice: as a row, to be found by, and in the agent's document, which
 Both change in one transaction.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, Self
 
 import msgspec
@@ -12,7 +12,7 @@ from attrs import define
 from sqlalchemy import Connection, and_, delete, insert, or_, select
 
 from elkeid.manager.documents import text_of
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.agents import slices
 from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.schema import agent, agent_detail, agent_tag
 
@@ -40,7 +40,7 @@ class Retagged:
 def tags_of(connection: Connection, ids: Collection[str]) -> dict[str, list[str]]:
     """The tags of these agents, sorted; an agent never reported is left out."""
     found: dict[str, list[str]] = {}
-    for some in _slices(ids):
+    for some in slices(ids):
         known = connection.execute(select(agent.c.agent_id).where(agent.c.agent_id.in_(some)))
         found |= {agent_id: [] for agent_id in known.scalars()}
         rows = connection.execute(
@@ -117,9 +117,3 @@ def _pair(agent_id: str, tag: str) -> Any:
 def _tagged(document: str, tags: list[str]) -> str:
     decoded: dict[str, Any] = msgspec.json.decode(document)
     return text_of(decoded | {"tags": tags})
-
-
-def _slices(ids: Iterable[str]) -> Iterable[list[str]]:
-    wanted = list(dict.fromkeys(ids))
-    for start in range(0, len(wanted), IDS_PER_STATEMENT):
-        yield wanted[start : start + IDS_PER_STATEMENT]

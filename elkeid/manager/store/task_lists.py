@@ -9,7 +9,7 @@ from attrs import frozen
 from sqlalchemy import ColumnElement, Connection, String, case, func, literal, select
 
 from elkeid.manager.filter import EVERYTHING, Matches, Path, Test
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.bulk import sliced
 from elkeid.manager.store.results import ENDING_TYPES
 from elkeid.manager.store.schema import (
     agent,
@@ -212,10 +212,10 @@ def page_of_tasks(
 
 def _jobs_of(connection: Connection, numbers: Sequence[int]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
-    for start in range(0, len(numbers), IDS_PER_STATEMENT):
+    for some in sliced(numbers):
         rows = connection.execute(
             select(task_job.c.task, task_job.c.job_id)
-            .where(task_job.c.task.in_(numbers[start : start + IDS_PER_STATEMENT]))
+            .where(task_job.c.task.in_(some))
             .order_by(task_job.c.number)
         )
         for row in rows:
@@ -341,13 +341,10 @@ def body_of(agent_id: str, token: str | None, data: Any, payload: str | None) ->
 
 
 def _data_of(connection: Connection, numbers: Iterable[int]) -> dict[int, Any]:
-    wanted = list(numbers)
     found: dict[int, Any] = {}
-    for start in range(0, len(wanted), IDS_PER_STATEMENT):
+    for some in sliced(list(numbers)):
         rows = connection.execute(
-            select(task_body.c.task, task_body.c.data).where(
-                task_body.c.task.in_(wanted[start : start + IDS_PER_STATEMENT])
-            )
+            select(task_body.c.task, task_body.c.data).where(task_body.c.task.in_(some))
         )
         found |= {row.task: msgspec.json.decode(row.data) for row in rows}
     return found
@@ -356,10 +353,10 @@ def _data_of(connection: Connection, numbers: Iterable[int]) -> dict[int, Any]:
 def _results(connection: Connection, tokens: Sequence[str]) -> dict[str, Any]:
     """Token -> the result that is shown: the last one that says how it ended, or the last."""
     shown_: dict[str, tuple[bool, Any]] = {}
-    for start in range(0, len(tokens), IDS_PER_STATEMENT):
+    for some in sliced(tokens):
         rows = connection.execute(
             select(task_result.c.token, task_result.c.content)
-            .where(task_result.c.token.in_(tokens[start : start + IDS_PER_STATEMENT]))
+            .where(task_result.c.token.in_(some))
             .order_by(task_result.c.id)
         )
         for row in rows:
@@ -376,13 +373,10 @@ def _resends(connection: Connection, rows: Sequence[Any]) -> dict[tuple[int, str
     for row in rows:
         by_task.setdefault(row.task, []).append(row.agent_id)
     for number, ids in by_task.items():
-        for start in range(0, len(ids), IDS_PER_STATEMENT):
+        for some in sliced(ids):
             resent = connection.execute(
                 select(task_resend)
-                .where(
-                    task_resend.c.task == number,
-                    task_resend.c.agent_id.in_(ids[start : start + IDS_PER_STATEMENT]),
-                )
+                .where(task_resend.c.task == number, task_resend.c.agent_id.in_(some))
                 .order_by(task_resend.c.id)
             )
             for each in resent:
@@ -535,8 +529,7 @@ def whereabouts(connection: Connection, agent_id: str) -> Any:
 def rows_of(connection: Connection, numbers: Sequence[int]) -> list[Any]:
     """The rows of these tasks."""
     found: list[Any] = []
-    for start in range(0, len(numbers), IDS_PER_STATEMENT):
-        some = numbers[start : start + IDS_PER_STATEMENT]
+    for some in sliced(numbers):
         found += connection.execute(select(task).where(task.c.number.in_(some))).all()
     return found
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, delete, select
 
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
+from elkeid.manager.store.bulk import IDS_PER_STATEMENT
 from elkeid.manager.store.schema import subtask, task, task_token
 from elkeid.manager.store.task_rows import lock_task
 

@@ -9,12 +9,14 @@ several tasks does so in the order of their numbers.
     running -> failed | result_succeed | result_failed (a result may come before its send is noted)
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import Factory, define
 from sqlalchemy import Connection, select, update
 
-from elkeid.manager.store.schema import task
+from elkeid.manager.store.bulk import sliced
+from elkeid.manager.store.schema import subtask, task
 
 CREATED = "created"
 RUNNING = "running"
@@ -62,6 +64,15 @@ class LockedTask:
         if before is not None:
             self.counts[before] -= count
         self.counts[after] += count
+
+    def set_subtasks(self, connection: Connection, ids: Sequence[str], **values: Any) -> None:
+        """Set columns of some of its subtasks; see `move` for what is counted."""
+        for some in sliced(ids):
+            connection.execute(
+                update(subtask)
+                .where(subtask.c.task == self.number, subtask.c.agent_id.in_(some))
+                .values(**values)
+            )
 
     def save(self, connection: Connection) -> None:
         """Write what changed; a task whose last subtask has ended ends with it."""

@@ -18,8 +18,8 @@ from attrs import Factory, define, frozen
 from sqlalchemy import Connection, delete, exists, func, insert, select, update
 
 from elkeid.manager.documents import Source
-from elkeid.manager.store.agents import IDS_PER_STATEMENT, hold_documents, plugins_of
-from elkeid.manager.store.bulk import update_rows
+from elkeid.manager.store.agents import hold_documents, plugins_of
+from elkeid.manager.store.bulk import IDS_PER_STATEMENT, sliced, update_rows
 from elkeid.manager.store.configs import find_config
 from elkeid.manager.store.host_configs import (
     HostConfig,
@@ -170,7 +170,7 @@ def claim(
         found += [(row, row.job) for row in connection.execute(back)]
     found += _fresh(connection, number, mine, limit - len(found))
     here = [(row, job) for row, job in found if row.connected and row.source_ip is not None]
-    _wait(connection, number, found, now)
+    _wait(connection, locked, found)
     configs: dict[str, list[dict[str, Any]]] = {}
     if locked.row.task_type == CONFIG_TASK:
         configs = _configure(connection, locked, here, changes, claimant)
@@ -217,7 +217,7 @@ def _fresh(
 
 
 def _wait(
-    connection: Connection, number: int, found: Iterable[tuple[Any, int | None]], now: float
+    connection: Connection, locked: LockedTask, found: Iterable[tuple[Any, int | None]]
 ) -> None:
     """Let those wait whose agent is not connected."""
     away: dict[int | None, list[str]] = defaultdict(list)
@@ -225,18 +225,7 @@ def _wait(
         if not (row.connected and row.source_ip is not None) and row.due != AWAY:
             away[job].append(row.agent_id)
     for job, ids in away.items():
-        _set(connection, number, ids, due=AWAY, job=job, update_time=int(now))
-
-
-def _set(connection: Connection, number: int, ids: Sequence[str], **values: Any) -> None:
-    """Change subtasks of a task that is locked."""
-    for start in range(0, len(ids), IDS_PER_STATEMENT):
-        some = ids[start : start + IDS_PER_STATEMENT]
-        connection.execute(
-            update(subtask)
-            .where(subtask.c.task == number, subtask.c.agent_id.in_(some))
-            .values(**values)
-        )
+        locked.set_subtasks(connection, ids, due=AWAY, job=job, update_time=int(locked.now))
 
 
 _STARTED = (
@@ -321,8 +310,8 @@ def _configure(
     refused: dict[str, list[str]] = defaultdict(list)
     held: list[str] = []
     allowed = claimant.drop_hosts - hosts_dropped_since(connection, now - claimant.drop_seconds)
-    for start in range(0, len(here), IDS_PER_STATEMENT):
-        ids = [row.agent_id for row, _ in here[start : start + IDS_PER_STATEMENT]]
+    for some in sliced(here):
+        ids = [row.agent_id for row, _ in some]
         own = host_configs(connection, ids)
         reported = plugins_of(connection, ids)
         for agent_id in ids:
@@ -334,9 +323,7 @@ def _configure(
             base = mine.items if mine is not None else default.items if default is not None else []
             items = merged_config(base, changes)
             if not items and not locked.row.allow_empty:
-                refused[
-                    "nothing would be left in its config: every plugin would be unloaded"
-                ].append(agent_id)
+                refused[NOTHING_LEFT].append(agent_id)
                 continue
             lost = runs - ({item["name"] for item in items} - {AGENT_NAME})
             drops = 2 * len(lost) > len(runs)
@@ -358,9 +345,8 @@ def _configure(
             )
     store_host_configs(connection, stored)
     for reason, ids in refused.items():
-        _set(
+        locked.set_subtasks(
             connection,
-            locked.number,
             ids,
             status=FAILED,
             due=None,
@@ -369,9 +355,12 @@ def _configure(
         )
         locked.move(CREATED, FAILED, len(ids))
     if held:
+        by_job: dict[int | None, list[str]] = defaultdict(list)
         jobs = {row.agent_id: job for row, job in here}
         for agent_id in held:
-            _set(connection, locked.number, [agent_id], due=now, job=jobs[agent_id])
+            by_job[jobs[agent_id]].append(agent_id)
+        for job, ids in by_job.items():
+            locked.set_subtasks(connection, ids, due=now, job=job)
         locked.values["paused"] = (
             "held: it would take more than half of their plugins from too many hosts; "
             "resume with confirm_drops if that is meant"
@@ -441,12 +430,11 @@ def note_done(
         return noted
     by_id = {each.order.agent_id: each for each in done}
     still: list[str] = []
-    ids = list(by_id)
-    for start in range(0, len(ids), IDS_PER_STATEMENT):
+    for some in sliced(list(by_id)):
         still += connection.execute(
             select(subtask.c.agent_id).where(
                 subtask.c.task == number,
-                subtask.c.agent_id.in_(ids[start : start + IDS_PER_STATEMENT]),
+                subtask.c.agent_id.in_(some),
                 subtask.c.status == RUNNING,
                 subtask.c.slice == slice_id,
             )
@@ -534,11 +522,10 @@ class _Changes:
 
     def write(self, connection: Connection) -> None:
         """Write it all."""
-        number, now = self.locked.number, int(self.locked.now)
+        now = int(self.locked.now)
         for (status, due, message, response), ids in self.groups.items():
-            _set(
+            self.locked.set_subtasks(
                 connection,
-                number,
                 ids,
                 status=status,
                 due=due,
@@ -549,9 +536,8 @@ class _Changes:
             )
             self.locked.move(RUNNING, status, len(ids))
         if self.unsent:
-            _set(
+            self.locked.set_subtasks(
                 connection,
-                number,
                 self.unsent,
                 sends=subtask.c.sends - 1,
                 tries=subtask.c.tries + 1,
@@ -565,8 +551,8 @@ def renew_leases(
 ) -> frozenset[str]:
     """Renew the leases on these slices that have not ended; returns the slices still held."""
     held: set[str] = set()
-    for start in range(0, len(slices), IDS_PER_STATEMENT):
-        mine = task_slice.c.slice_id.in_(slices[start : start + IDS_PER_STATEMENT])
+    for some in sliced(slices):
+        mine = task_slice.c.slice_id.in_(some)
         connection.execute(
             update(task_slice)
             .where(mine, task_slice.c.deadline >= now)
@@ -735,14 +721,8 @@ def _give_up(
         return 0
     before, after, message = change
     ids = connection.execute(late()).scalars().all()
-    _set(
-        connection,
-        number,
-        ids,
-        status=after,
-        due=None,
-        status_msg=message,
-        update_time=int(now),
+    locked.set_subtasks(
+        connection, ids, status=after, due=None, status_msg=message, update_time=int(now)
     )
     locked.move(before, after, len(ids))
     locked.save(connection)

@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from elkeid.manager.filter import Test
 from elkeid.manager.store.agent_pages import count_of_agents, ids_of_agents
-from elkeid.manager.store.agents import IDS_PER_STATEMENT
 from elkeid.manager.store.schema import (
     subtask,
     task,
@@ -419,13 +418,7 @@ def cancel_subtasks(connection: Connection, number: int, now: float) -> int:
         .scalars()
         .all()
     )
-    for start in range(0, len(ids), IDS_PER_STATEMENT):
-        some = ids[start : start + IDS_PER_STATEMENT]
-        connection.execute(
-            update(subtask)
-            .where(subtask.c.task == number, subtask.c.agent_id.in_(some))
-            .values(status=CANCELLED, due=None, update_time=int(now))
-        )
+    locked.set_subtasks(connection, ids, status=CANCELLED, due=None, update_time=int(now))
     locked.move(CREATED, CANCELLED, len(ids))
     locked.save(connection)
     return len(ids)
