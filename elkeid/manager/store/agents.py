@@ -344,15 +344,7 @@ def apply_reports(
         else:
             silent = UNINSTALLED if row.agent_state == UNINSTALLED else OFFLINE
             whole.append((report, beat, silent))
-    stored = {
-        row.agent_id: joined(row.slow, row.hot, row.last_heartbeat_time)
-        for row in connection.execute(
-            # Held, so that tags given meanwhile are not lost.
-            _SHOWN.where(agent.c.agent_id.in_([report.agent_id for report, _, _ in whole]))
-            .order_by(agent.c.agent_id)
-            .with_for_update(of=agent_detail)
-        )
-    }
+    stored = _documents(connection, [report.agent_id for report, _, _ in whole])
     for report, beat, silent in whole:
         old = stored[report.agent_id]
         document, _ = merged(old, report, source)
@@ -362,6 +354,18 @@ def apply_reports(
     _write_new(connection, fresh)
     _write_changes(connection, changed)
     return result
+
+
+def _documents(connection: Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The documents of these agents, held, so that tags given meanwhile are not lost."""
+    if not ids:  # as a rule: heartbeats change figures
+        return {}
+    rows = connection.execute(
+        _SHOWN.where(agent.c.agent_id.in_(ids))
+        .order_by(agent.c.agent_id)
+        .with_for_update(of=agent_detail)
+    )
+    return {row.agent_id: joined(row.slow, row.hot, row.last_heartbeat_time) for row in rows}
 
 
 def _hot_text(report: AgentReport) -> str:
