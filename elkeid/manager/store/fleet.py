@@ -1,20 +1,19 @@
 """Queries on the fleet as a whole. Every function takes a connection and blocks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from attrs import Factory, asdict, define, frozen
 from sqlalchemy import Connection, delete, func, select
 
 from elkeid.manager.protection import Protection
-from elkeid.manager.store.agents import ABNORMAL, OFFLINE, RUNNING, UNINSTALLED
+from elkeid.manager.store.agents import OFFLINE, UNINSTALLED
 from elkeid.manager.store.schema import agent, fleet_figure, host_state
 from elkeid.manager.store.upsert import excluded, upsert
 
 
 @define
 class HostCounts:
-    """Hosts by state; those that are retired count nowhere else."""
+    """Hosts by ``agent_state``; those that are retired count nowhere else."""
 
     at: int  # unix seconds
     running: int = 0
@@ -44,19 +43,12 @@ class FleetFigure:
 def count_hosts(connection: Connection, now: int) -> HostCounts:
     """Count hosts."""
     counts = HostCounts(now)
-    states: Mapping[str, str] = {
-        RUNNING: "running",
-        ABNORMAL: "abnormal",
-        OFFLINE: "offline",
-        UNINSTALLED: "uninstalled",
-    }
     for state, protection, count in connection.execute(
         select(agent.c.agent_state, host_state.c.protection, func.count())
         .join_from(agent, host_state, agent.c.agent_id == host_state.c.agent_id, isouter=True)
         .group_by(agent.c.agent_state, host_state.c.protection)
     ):
-        name = states[state]
-        setattr(counts, name, getattr(counts, name) + count)
+        setattr(counts, state, getattr(counts, state) + count)
         if state == OFFLINE:
             counts.protection[Protection.NONE] += count
         elif state != UNINSTALLED and protection is not None:

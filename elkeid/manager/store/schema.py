@@ -452,12 +452,7 @@ host_config = Table(
 host_state = Table(
     "host_state",
     metadata,
-    Column(
-        "agent_id",
-        String(128),
-        ForeignKey("agent.agent_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    _of_agent(),
     Column("gateway", String(300), nullable=False),  # host:port of the AC that has or had it
     Column("connected", Boolean(create_constraint=False), nullable=False),
     Column("connected_at", BigInteger, nullable=False),  # unix seconds
@@ -476,12 +471,7 @@ host_state = Table(
 host_event = Table(
     "host_event",
     metadata,
-    Column(
-        "agent_id",
-        String(128),
-        ForeignKey("agent.agent_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    _of_agent(),
     Column("place", Integer, primary_key=True, autoincrement=False),  # in the host's ring
     Column("number", BigInteger, nullable=False),
     Column("at", BigInteger, nullable=False, index=True),  # unix seconds

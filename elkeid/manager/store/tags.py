@@ -14,6 +14,7 @@ from sqlalchemy import Connection, and_, delete, insert, or_, select
 from elkeid.manager.documents import text_of
 from elkeid.manager.store.agents import slices
 from elkeid.manager.store.bulk import update_rows
+from elkeid.manager.store.fleet import distinct_values
 from elkeid.manager.store.schema import agent, agent_detail, agent_tag
 
 TAGS_PER_HOST = 32
@@ -54,14 +55,8 @@ def tags_of(connection: Connection, ids: Collection[str]) -> dict[str, list[str]
 
 
 def all_tags(connection: Connection) -> list[str]:
-    """Every tag that some agent has, sorted: one step through the index for each."""
-    found: list[str] = []
-    query = select(agent_tag.c.tag).order_by(agent_tag.c.tag).limit(1)
-    tag = connection.execute(query).scalar()
-    while tag is not None:
-        found.append(tag)
-        tag = connection.execute(query.where(agent_tag.c.tag > tag)).scalar()
-    return found
+    """Every tag that some agent has, sorted."""
+    return distinct_values(connection, agent_tag.c.tag)
 
 
 def retag(
