@@ -230,11 +230,11 @@ class ClaimWatch:
             self.counts["stale"] += 1
             self._end(agent_id, claim.source)
             return False
-        held = self.table.holder(agent_id)
+        held = self.table.holder(agent_id) if verdict is Verdict.MOVED else None
         self.table.take(agent_id, claim)
         if verdict is Verdict.NEW and claim.source in self._told_all:
             self._event("online", agent_id, claim.source)
-        elif verdict is Verdict.MOVED and held is not None:
+        elif held is not None:
             self.counts["moved"] += 1
             self._event("moved", agent_id, claim.source, before=str(held.source))
         return True
