@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from elkeid.manager.cluster import (
-    Cluster,
+from elkeid.manager.cluster import Cluster
+from elkeid.manager.cluster_views import (
     Disputes,
     Distribution,
     DrainState,
