@@ -119,6 +119,7 @@ class Exports:
         self._folder, self._store, self._threads, self._clock = folder, store, threads, clock
         self._wall, self._quota, self._seconds = wall, quota, seconds
         self._running = 0
+        self._begun = 0  # so far
         self._stopping = False
         self._idle: Deferred[None] | None = None
         self._tidying = LoopingCall(self._tidy_again)
@@ -149,6 +150,7 @@ class Exports:
 
         async def run(sink: EventSink) -> None:
             self._running += 1
+            self._begun += 1
             try:
                 await self._export(user_id, listing, sink)
             finally:
@@ -248,13 +250,20 @@ class Exports:
 
     async def _tidy(self, room: int) -> None:
         """Remove what is over, and the oldest files until ``room`` is free of the quota."""
+        idle = None if self._running else self._begun
         noted = await self._store.read(all_exports)
-        removed = await self._threads.run(self._remove, noted, self._quota - room)
+        removed = await self._threads.run(self._remove, noted, self._quota - room, idle)
         if removed:
             await self._store.write(remove_exports, removed)
 
-    def _remove(self, noted: Sequence[Export], most: int) -> list[str]:
-        """Files to forget; they are gone."""
+    def _remove(self, noted: Sequence[Export], most: int, idle: int | None) -> list[str]:
+        """Files to forget; they are gone.
+
+        Args:
+            noted: as the database has them.
+            most: bytes that may lie here.
+            idle: exports begun before ``noted`` was read, all of them ended; None if some went on.
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         here = {path.name: path for path in self._folder.iterdir()}
         now = self._wall()
@@ -269,7 +278,7 @@ class Exports:
                 over = True
             if over:
                 removed.append(export.name)
-        if not self._running:
+        if idle == self._begun:  # what is here and not noted belongs to nobody
             for path in here.values():
                 path.unlink(missing_ok=True)  # never finished, or forgotten
         return removed

@@ -342,6 +342,28 @@ class ExportTests(ExportCase):
             got = self.deployment.call("POST", f"{V6}/ExportHosts", {"id_list": []}, token=token)
             self.assertEqual(got.status, 403 if level in (4, 5) else 200, level)
 
+    def test_an_export_beside_tidying(self) -> None:
+        """A file that becomes whole while others are tidied up stays."""
+        manager = self.deployment.manager
+        inner = manager.hosts.exports._store
+        held: Deferred[None] = Deferred()
+
+        class Held:
+            """The store, whose answer to the look at all files is late."""
+
+            async def read(self, query: Any, *args: Any) -> Any:
+                found = await inner.read(query, *args)
+                if query is exports.all_exports:
+                    manager.hosts.exports._store = inner
+                    await held
+                return found
+
+        manager.hosts.exports._store = Held()  # type: ignore[assignment]
+        self.deployment.network.clock.advance(exports.TIDY_SECONDS)
+        name = self.export({"conditions": {}})[-1]["file_name"]
+        held.callback(None)
+        self.assertEqual(self.download(name).status, 200)
+
 
 class ExportLimitTests(ExportCase):
     """What exports may take."""
