@@ -259,7 +259,7 @@ class Cluster:
                 return source
         raise TargetRefused(f"address: ServiceDiscovery lists no AgentCenter {address}")
 
-    async def _tell(self, source: Source, path: str, body: object, kind: type[Any]) -> Any:
+    async def _tell(self, source: Source, path: str, body: object, kind: type[T]) -> T:
         try:
             return await self._gateways.ask(source, path, kind, body, seconds=RESET_SECONDS)
         except NoSuchThing as error:
@@ -289,8 +289,7 @@ class Cluster:
                 '40 s; send "force": true if that is meant'
             )
         body = {"deadline": seconds, "then": then}
-        done: DrainState = await self._tell(source, "/admin/drain", body, DrainState)
-        return done
+        return await self._tell(source, "/admin/drain", body, DrainState)
 
     def _room_beside(self, source: Source) -> bool:
         """Whether agents find room when the whole host of this API takes none any more.
@@ -303,8 +302,7 @@ class Cluster:
     async def undrain(self, address: str) -> DrainState:
         """Let an AgentCenter take agents again; errors as of `drain`."""
         source = self._target(address)
-        done: DrainState = await self._tell(source, "/admin/undrain", {}, DrainState)
-        return done
+        return await self._tell(source, "/admin/undrain", {}, DrainState)
 
     async def reset(
         self, address: str, count: int | None, id_list: Sequence[str] | None
@@ -320,8 +318,7 @@ class Cluster:
         body: dict[str, Any] = {"type": "random", "count": count}
         if id_list is not None:
             body = {"type": "strict", "id_list": id_list}
-        done: ResetDone = await self._tell(source, "/conn/reset", body, ResetDone)
-        return done
+        return await self._tell(source, "/conn/reset", body, ResetDone)
 
 
 def _by_address(item: tuple[Source, object]) -> str:
