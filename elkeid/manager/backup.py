@@ -28,7 +28,7 @@ from elkeid.errors import OperatorError
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.copying import add_rows, clear, is_empty, rows_of, tables
 from elkeid.manager.store.engine import Database
-from elkeid.manager.store.migrate import migrate
+from elkeid.manager.store.migrate import is_known, migrate
 from elkeid.manager.store.schema import HEAD_REVISION
 from elkeid.private_files import make_private_folder, write_new_private
 
@@ -188,9 +188,10 @@ def _manifest(archive: tarfile.TarFile, path: Path) -> Manifest:
     if member is None or member.name != _MANIFEST or source is None:
         raise BackupRefused(f"{path} is no backup of this program: use another one")
     manifest = msgspec.json.decode(source.read(), type=Manifest)
-    if manifest.schema > HEAD_REVISION:
+    if not is_known(manifest.schema):
         raise BackupRefused(
-            f"{path} was written by version {manifest.version}, which is newer: install that one"
+            f"{path} was written by version {manifest.version} with schema {manifest.schema}, "
+            f"which this one (up to {HEAD_REVISION}) does not know: restore it with that version"
         )
     return manifest
 

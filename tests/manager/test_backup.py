@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 from elkeid.cli import main
 from elkeid.cli import user as user_module
 from elkeid.config import load
+from elkeid.manager import backup
 from elkeid.manager.backup import MAGIC
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import apply_reports, find_agent
@@ -101,6 +102,21 @@ def test_backup_comes_back_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         copy = new / each.relative_to(folder / "old")
         assert copy.read_bytes() == each.read_bytes()
         assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+
+def test_backup_of_an_unknown_schema(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before anything is restored, with the version that can do it."""
+    path = folder / "saved"
+    with monkeypatch.context() as patched:
+        patched.setattr(backup, "HEAD_REVISION", "0099")
+        patched.setattr(backup, "__version__", "9.9")
+        assert run("backup", str(path)).exit_code == 0
+    new = fresh(folder, monkeypatch)
+    done = run("restore", str(path))
+    assert done.exit_code == 1
+    assert "written by version 9.9 with schema 0099" in done.output
+    assert "restore it with that version" in done.output
+    assert list(new.iterdir()) == []
 
 
 @pytest.mark.integration

@@ -98,12 +98,17 @@ def test_migrations_make_the_schema(any_database: Database) -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == schema.HEAD_REVISION
 
 
-def test_newer_database_is_refused(any_database: Database) -> None:
-    """A database of a newer version is left alone, with a sentence that says what to do."""
+@pytest.mark.parametrize("revision", ["9999", "0006", "head", "000", ""])
+def test_database_of_an_unknown_revision_is_refused(any_database: Database, revision: str) -> None:
+    """It is left alone, newer or not, with a sentence that says what to do."""
     with any_database.writing() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StoreError, match=r"newer version \(schema 9999.*install that version"):
+        connection.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+    words = rf"another version \(schema {revision}, .*restore a backup .* start with a new one"
+    with pytest.raises(StoreError, match=words):
         migrate(any_database)
+    with any_database.reading() as connection:
+        kept = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+    assert kept == revision
 
 
 def test_database_of_another_program_is_refused(path: Path) -> None:

@@ -10,5 +10,5 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    """Bring the schema here from ${down_revision}."""
+    """Bring the schema here from ${down_revision}; the release before must run on with it."""
     ${upgrades if upgrades else "pass"}

@@ -1,4 +1,8 @@
-"""Bringing a database to the newest schema."""
+"""Bringing a database to the newest schema.
+
+Revision 0001 is the first release's. What has been released is never edited; a new revision only
+adds (tables, columns with defaults, indices), so that the release before it works beside.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,29 +26,23 @@ def migrate(database: Database) -> bool:
         Whether there was anything to do.
 
     Raises:
-        StoreError: the database is of a newer version, no database of ours, or a step failed;
+        StoreError: the database is of another version, no database of ours, or a step failed;
             it was left as it was.
     """
     with database.reading() as connection:
         revision = _revision(connection, database.name)
     if revision == HEAD_REVISION:
         return False
+    if revision is not None and not is_known(revision):
+        raise StoreError(
+            f"{database.name} was made by another version (schema {revision}, this one knows up to "
+            f"{HEAD_REVISION}): install that version, or restore a backup into a new database, or "
+            "start with a new one (manager.database)"
+        )
     # Loaded only when there is something to do: it takes a third of a second.
     from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
-    from alembic.util import CommandError  # noqa: PLC0415
 
-    config = Config()
-    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-    if revision is not None:
-        try:
-            ScriptDirectory.from_config(config).get_revision(revision)
-        except CommandError as error:
-            raise StoreError(
-                f"{database.name} was made by a newer version (schema {revision}, this one knows "
-                f"up to {HEAD_REVISION}): install that version, or restore an older copy"
-            ) from error
+    config = _config()
     try:
         with database.migrating() as connection:
             config.attributes["connection"] = connection
@@ -56,6 +54,24 @@ def migrate(database: Database) -> bool:
             "it was left as it was"
         ) from error
     return True
+
+
+def is_known(revision: str) -> bool:
+    """Say whether databases of a revision can be brought to the newest one."""
+    if revision == HEAD_REVISION:
+        return True
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    scripts = ScriptDirectory.from_config(_config())
+    return any(each.revision == revision for each in scripts.walk_revisions())
+
+
+def _config() -> Any:
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    return config
 
 
 def _revision(connection: Connection, name: str) -> str | None:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0001"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
