@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from attrs import frozen
+from sqlalchemy import Connection
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -51,6 +52,10 @@ class TokenRefused(RequestRefused):
     def __init__(self, reason: str, user: User | None = None) -> None:
         self.user = user
         super().__init__(reason)
+
+
+class _AdminThere(Exception):
+    """Another Manager has just made the first admin."""
 
 
 @frozen
@@ -131,21 +136,28 @@ class Access:
             self.log.warn("no user is an administrator: elkeid user add NAME --role admin")
             return
         password = random_password()
-        await self._threads.run(self._write_password, password)
         stored = await self._passwords.hash(password)
         entry = self._audit.entry(
             CALL, username="system", objects=(ADMIN,), note="first start: made an administrator"
         )
-        await self._audit.with_effect(
-            entry, add_user, ADMIN, ADMIN_LEVEL, stored, int(self._wall())
-        )
+        try:
+            await self._audit.with_effect(entry, self._make_admin, password, stored)
+        except _AdminThere:
+            self.log.info("first start: another Manager made user {name}", name=ADMIN)
+            return
         self.log.info(
             "first start: made user {name}, its password is in {file}",
             name=ADMIN,
             file=str(self._password_file),
         )
 
-    def _write_password(self, password: str) -> None:
+    def _make_admin(self, connection: Connection, password: str, stored: str) -> None:
+        """Add the first admin, and write down the password before that is committed.
+
+        Of Managers that start at once only one comes to write: they may share the folder.
+        """
+        if not add_user(connection, ADMIN, ADMIN_LEVEL, stored, int(self._wall())):
+            raise _AdminThere
         # One that is there belongs to no user: a first start that did not come to its end.
         self._password_file.unlink(missing_ok=True)
         write_new_private(self._password_file, f"{password}\n".encode())
