@@ -352,6 +352,7 @@ class ManagerSettings:
     drop_seconds: float = _seconds(600, 1, 86400)
     task_result_seconds: float = _seconds(86400, 1, 90 * 86400)  # for an agent's answer
     task_wait_seconds: float = _seconds(7 * 86400, 1, 90 * 86400)  # for an absent agent
+    task_lease_seconds: float = _seconds(30, 5, 600)  # silence of a Manager: others take over
     task_retention: float = _seconds(90 * 86400, 3600, 10 * 365 * 86400)  # after its end
     approval_hosts: int = _number(0, 0, 10_000_000)  # a task of more needs a second person
     approval_uploads: bool = field(default=False, validator=boolean)

@@ -365,6 +365,7 @@ def make_tasks(
             drop_seconds=settings.drop_seconds,
             approval_hosts=settings.approval_hosts,
             retention=settings.task_retention,
+            lease_seconds=settings.task_lease_seconds,
         ),
         metrics=TaskMetrics(registry, lambda: engine.open),
     )
