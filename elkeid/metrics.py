@@ -466,6 +466,8 @@ class GatewayFigures:
     log_backlogs: Mapping[tuple[str, str], tuple[int, int, float, float]]
     """By reader and class: records, bytes on disk, age of the oldest in seconds."""
     log_free_bytes: int  # on the log's volume
+    log_share_bytes: float  # a second, that one agent may store; infinite while there is room
+    log_shed_agents: int  # that lost records as they sent more
     certificate_expiry: Mapping[str, float]  # file name -> unix seconds
 
 
@@ -550,6 +552,14 @@ class AgentCenterMetrics(FiguresCollector[GatewayFigures]):
             left = {key: each[index] for key, each in now.log_backlogs.items()}
             yield _exact(f"elkeid_log_backlog_{name}", text, ("reader", "class"), left, "gauge")
         yield _gauge("elkeid_log_free_bytes", "Free on the log's volume", now.log_free_bytes)
+        yield _gauge(
+            "elkeid_log_share_bytes",
+            "A second, that each agent may store while the disk is short of room",
+            now.log_share_bytes,
+        )
+        yield _gauge(
+            "elkeid_log_shed_agents", "Agents that lose what is above that", now.log_shed_agents
+        )
         yield _by(
             "elkeid_certificate_expiry_seconds",
             "End of validity, unix seconds",

@@ -9,6 +9,7 @@ from typing import Protocol
 from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.counters import Counters
 from elkeid.agentcenter.rates import ClassBudget
+from elkeid.agentcenter.shedding import Shedder
 from elkeid.config import AgentCenterSettings
 from elkeid.wire.datatypes import TASK_RESULTS, RecordClass
 from elkeid.wire.mqdata import encode_suffix, records
@@ -38,6 +39,7 @@ class Sender(Protocol):
     budget: ClassBudget | None
     dropped: int
     header: Header | None
+    peer_host: str
     tags: bytes
 
 
@@ -65,6 +67,7 @@ class Intake:
         self._monotonic = monotonic
         self._wall = wall
         self._counters = counters
+        self.shedder = Shedder(monotonic)
 
     def append(self, sender: Sender, header: Header, packet: Packet) -> int:
         """Append one batch of ``sender``, which goes by the id in ``header``.
@@ -76,7 +79,13 @@ class Intake:
         now = self._wall()
         suffix = encode_suffix(header, now, sender.tags)
         for cls, count, region in packet.runs:
-            if cls is TELEMETRY:
+            if (
+                self.shedder.active
+                and cls is not CONTROL
+                and not self._admits(sender, header, len(suffix) + len(region))
+            ):
+                self._drop(sender, cls, "heavy", count)
+            elif cls is TELEMETRY:
                 self._log.append(TELEMETRY, count, suffix, region)
             elif cls is CONTROL:
                 passed = self._append_control(sender, packet, count, suffix, region)
@@ -89,6 +98,13 @@ class Intake:
         for data_type, count in packet.counts.items():
             types[data_type if 0 <= data_type < DATA_TYPE_LIMIT else -1] += count
         return passed
+
+    def _admits(self, sender: Sender, header: Header, size: int) -> bool:
+        return self.shedder.admits((sender.peer_host, header.agent_id), size)
+
+    def _drop(self, sender: Sender, cls: RecordClass, reason: str, count: int) -> None:
+        self._log.drop(cls, reason, count)
+        sender.dropped += count
 
     def _budget(self, sender: Sender, now: float) -> ClassBudget:
         if sender.budget is None:
@@ -127,8 +143,7 @@ class Intake:
         now = self._monotonic()
         passed = self._budget(sender, now).take_logs(count, now)
         if passed < count:
-            self._log.drop(LOGS, "rate", count - passed)
-            sender.dropped += count - passed
+            self._drop(sender, LOGS, "rate", count - passed)
             if not passed:
                 return
             framed = (length_delimited(1, record) for record in records(region))

@@ -11,6 +11,7 @@ from elkeid.agentcenter import (
     memory,
     outbox,
     results,
+    shedding,
     silence,
     slices,
     sockets,
@@ -354,6 +355,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "dropped; RESOURCE_EXHAUSTED at the stream's end",
             DROPPED,
             "agentcenter/test_intake.py::test_flood_of_logs_is_cut_and_counted",
+        ),
+        Limit(
+            "shedding.LARGEST_SECONDS",
+            shedding.LARGEST_SECONDS,
+            "seconds of what the log may take, in one batch, while the disk is short of room",
+            "a tenth of what is left",
+            "dropped; RESOURCE_EXHAUSTED at the stream's end",
+            DROPPED,
+            "agentcenter/test_shedding.py::test_one_huge_batch_does_not_spend_the_room_of_all",
         ),
         Limit(
             "heartbeats.HEARTBEAT_BYTES",

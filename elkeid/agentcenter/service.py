@@ -160,6 +160,7 @@ class AgentCenterRole:
             wall=time.time,
         )
         self.event_log.before_commit = self.results.commit
+        self.event_log.looked = self.gateway.intake.shedder.look
         self.gateway.follow(self.results)
         self.gateway.results_refused = self.results.refused
         ResultMetrics(self.registry, self.results.figures)
@@ -427,6 +428,7 @@ class AgentCenterRole:
             return [str(self.drain.state)]
         problems = [
             *self.event_log.problems(),
+            *self.gateway.intake.shedder.problems(),
             *self.results.problems(),
             *self._discovery.problems(),
         ]
@@ -523,5 +525,7 @@ class AgentCenterRole:
             },
             log_backlogs=self.event_log.backlogs,
             log_free_bytes=stats.free_bytes,
+            log_share_bytes=gateway.intake.shedder.level,
+            log_shed_agents=gateway.intake.shedder.agents,
             certificate_expiry={name: at.timestamp() for name, at in self._keys.expiry.items()},
         )

@@ -399,7 +399,9 @@ class TransferStream:
             status, text = Status.DATA_LOSS, "the event log refused records"
         elif self.dropped:
             status = Status.RESOURCE_EXHAUSTED
-            text = f"{self.dropped} records dropped, above the rate of one agent"
+            text = (
+                f"{self.dropped} records dropped, above the rate or the disk's room for one agent"
+            )
         else:
             status, text = Status.OK, ""
         self._link.grpc.end_call(self._stream_id, status, text)

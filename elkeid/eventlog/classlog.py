@@ -106,6 +106,7 @@ class ClassLog:
         self.refusing: str | None = None  # a reason to drop everything, while it lasts
         self.unsynced_directory = False
         self.write_failures = 0
+        self.written = 0  # bytes of frames, since the start
         self.trouble: str | None = None  # why the last write failed
         self.state_dirty = True
         self._state_file = StateFile(files, directory / STATE_FILE, found.sequence)
@@ -142,6 +143,11 @@ class ClassLog:
     def kept_bytes(self) -> int:
         """What the segments take, without those that wait for deletion."""
         return self.sealed_bytes + (self.active.size if self.active else 0)
+
+    @property
+    def to_seal(self) -> int:
+        """Bytes until the active segment is full, and another is begun."""
+        return self._segment_bytes - (self.active.size if self.active else 0)
 
     def drop(self, reason: str, count: int) -> None:
         """Count records that were read and are not appended."""
@@ -231,6 +237,7 @@ class ClassLog:
                     continue
                 return "disk_full" if full else "io_error"
             active.size += size
+            self.written += size
             state.next_offset = active.end = state.next_offset + records
             return None
 

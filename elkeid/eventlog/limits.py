@@ -1,7 +1,7 @@
 """The event log's limits, for ``elkeid limits``."""
 
 from elkeid.config import EventLogSettings
-from elkeid.eventlog import log
+from elkeid.eventlog import log, room
 from elkeid.limits import Limit
 
 
@@ -53,6 +53,15 @@ def limits(settings: EventLogSettings) -> list[Limit]:
             "records are dropped, telemetry first",
             "elkeid_log_dropped_total",
             "test_failures.py::test_control_has_a_reserve",
+        ),
+        (
+            "room.ROOM_SECONDS",
+            room.ROOM_SECONDS,
+            "seconds that a disk without segments to delete is to last at least",
+            "light agents are to find room as long as any comes",
+            "records of the agents that send most are dropped",
+            "elkeid_log_share_bytes",
+            "test_room.py::test_rate_falls_with_the_room",
         ),
         (
             "log.MAX_BUFFER_BYTES",

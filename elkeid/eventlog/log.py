@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from elkeid.eventlog.format import pack_entry
 from elkeid.eventlog.ledger import class_account
 from elkeid.eventlog.packed import forget_pack, pack, put_in_place
 from elkeid.eventlog.recovery import Recovered, Segment, check_versions, recover
+from elkeid.eventlog.room import Room, room_rate
 from elkeid.eventlog.segment import list_segments
 from elkeid.eventlog.wakeup import Wakeup
 from elkeid.ledgers import Ledger
@@ -221,6 +223,8 @@ class EventLog:
         self.failures = 0  # commits that lost something, to tell whether a span of time had one
         # Commits what must be on disk no later than this log's records; tells whether all is.
         self.before_commit: Callable[[], bool] | None = None
+        # Told of each look at the volume; drops by agent, which the log knows nothing of.
+        self.looked: Callable[[Room], None] | None = None
 
     # -- opening and closing
 
@@ -445,7 +449,22 @@ class EventLog:
         self._apply(chores)
         if not self._closed:
             self._enforce_limits()
+            if self.looked is not None:
+                self.looked(self._room())
             self._pack_one()
+
+    def _room(self) -> Room:
+        others = [log for log in self._logs if log.record_class is not RecordClass.CONTROL]
+        written = sum(log.written for log in others)
+        # Only `min_free_bytes` makes control records give way, too.
+        if any(log.sealed for log in (self._logs if self._min_free else others)):
+            return Room(inf, written)
+        if all(log.refusing for log in others):
+            return Room(0.0, written)
+        left = self._space.free - self._min_free
+        left += sum(sum(log.doomed.values()) for log in self._logs)
+        to_seal = self._logs[RecordClass.TELEMETRY].to_seal
+        return Room(room_rate(left, to_seal, self._sharers), written)
 
     def _pack_one(self) -> None:
         """Begin to pack the oldest segment that waits for a reader of the settings, if any does."""

@@ -39,6 +39,7 @@ class Sender:
     budget: ClassBudget | None = None
     dropped: int = 0
     header: Header | None = None
+    peer_host: str = "10.0.0.1"
     tags: bytes = b""
 
 

@@ -13,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from elkeid.agentcenter.gateway import Gateway
+from elkeid.config import AgentCenterSettings
 from elkeid.eventlog import LogReader
 from elkeid.wire.datatypes import RecordClass
+from elkeid.wire.grpc import Status
+from elkeid.wire.mqdata import decode, records
+from tests.agentcenter.host import Host, batch
 from tests.eventlog.support import (
     CONTROL,
     LOGS,
@@ -223,4 +228,40 @@ def test_full_volume(volume: Path) -> None:
     (volume / "neighbour").unlink()
     server.put(7)
     assert read_all(volume / "eventlog")[-1] == (stored, 7)
+    server.close()
+
+
+def test_heaviest_first_on_a_full_volume(volume: Path) -> None:
+    """With room for a tenth of what comes, a host that sends little loses nothing."""
+    server = Server(volume / "eventlog", disk=FullVolume(), telemetry_cap_bytes=1 << 30)
+    clock = server.clock
+    gateway = Gateway(AgentCenterSettings(), server.log, clock, monotonic=clock.seconds)
+    server.log.looked = gateway.intake.shedder.look
+    left = VOLUME_BYTES // 2
+    with (volume / "neighbour").open("wb", buffering=0) as neighbour:
+        neighbour.write(bytes(left))
+        light, heavy = Host(gateway, "10.0.0.1"), Host(gateway, "10.0.0.2")
+        light_stream, heavy_stream = light.open(), heavy.open()
+        for _ in range(90):
+            light.send(light_stream, batch("light", 59, k="x" * 500))
+            for _ in range(5):
+                heavy.send(heavy_stream, batch("heavy", 59, k="x" * 20_000))
+            left -= 10_000
+            neighbour.truncate(left)
+            clock.advance(1)
+    kept = {"light": 0, "heavy": 0}
+    with LogReader(volume / "eventlog") as reader:
+        for entry in reader.entries():
+            first = next(records(entry.region))
+            kept[decode(first + entry.suffix).agent_id] += entry.records
+    assert kept["light"] == 90
+    assert 50 < kept["heavy"] < 300
+    assert server.ledger()["dropped"] == {"heavy": 450 - kept["heavy"]}
+    statuses = []
+    for host, stream in ((light, light_stream), (heavy, heavy_stream)):
+        host.client.half_close(stream)
+        host.pump()
+        ended = host.ended(stream)
+        statuses.append(ended and ended.status)
+    assert statuses == [Status.OK, Status.RESOURCE_EXHAUSTED]
     server.close()
