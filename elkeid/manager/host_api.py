@@ -3,7 +3,7 @@
 Source: docs/protocol.md, "Manager API", "Hosts".
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -66,7 +66,7 @@ class HostRoutes:
         """By agent id."""
         asked = call.query
         page = await self._agents.page(looked_at(call.body), asked.offset, asked.page_size)
-        items: Any = await self._threads.run(items_of, page.items)
+        items = await self._threads.run(items_of, page.items)
         return listed(asked, page.total, items)
 
     @routes.get(

@@ -190,9 +190,60 @@ def item_of(document: dict[str, Any]) -> HostItem:
     )
 
 
-def items_of(documents: Sequence[msgspec.Raw]) -> list[msgspec.Raw]:
-    """A page as JSON; for a thread, since 5,000 documents take a quarter of a second."""
-    return [msgspec.Raw(_encode(item_of(_decode(each)))) for each in documents]
+class _Usual(msgspec.Struct):
+    """A document as nearly every agent fills it: what a list needs, of the types it shows."""
+
+    agent_id: str = ""
+    hostname: str = ""
+    extranet_ipv4: list[str] = []
+    extranet_ipv6: list[str] = []
+    intranet_ipv4: list[str] = []
+    intranet_ipv6: list[str] = []
+    idc: str = ""
+    platform: str = ""
+    tags: list[str] = []
+    agent_state: str = ""
+    state_detail: str = ""
+    cpu: int | float = 0
+    rss: int | float = 0
+    first_heartbeat_time: int | float = 0
+    last_heartbeat_time: int | float = 0
+
+
+_decode_usual = msgspec.json.Decoder(_Usual).decode
+_NO_RISK = Risk()
+
+
+def _item(raw: msgspec.Raw) -> HostItem:
+    """`item_of` a document in JSON, of which only the fields that it needs are decoded."""
+    try:
+        usual = _decode_usual(raw)
+    except msgspec.ValidationError:
+        return item_of(_decode(raw))
+    state = usual.agent_state
+    return HostItem(
+        agent_id=usual.agent_id,
+        hostname=usual.hostname,
+        extranet_ipv4=usual.extranet_ipv4,
+        extranet_ipv6=usual.extranet_ipv6,
+        intranet_ipv4=usual.intranet_ipv4,
+        intranet_ipv6=usual.intranet_ipv6,
+        idc=usual.idc,
+        platform=usual.platform,
+        tags=usual.tags,
+        status=_STATUSES.get(state, state),
+        state_detail=usual.state_detail,
+        cpu=usual.cpu,
+        memory=int(usual.rss),
+        first_heartbeat_time=int(usual.first_heartbeat_time),
+        last_heartbeat_time=int(usual.last_heartbeat_time),
+        risk=_NO_RISK,
+    )
+
+
+def items_of(documents: Sequence[msgspec.Raw]) -> msgspec.Raw:
+    """A page as a JSON list; for a thread, since 5,000 documents take some 50 ms."""
+    return msgspec.Raw(_encode([_item(each) for each in documents]))
 
 
 def _plugin(document: dict[str, Any], fresh_since: float) -> PluginItem:
@@ -246,7 +297,7 @@ EXPORT_HEADER = (
 
 def export_rows(documents: Sequence[msgspec.Raw]) -> list[Sequence[object]]:
     """Rows of an exported list; for a thread."""
-    items = (item_of(_decode(each)) for each in documents)
+    items = (_item(each) for each in documents)
     return [
         (
             each.agent_id,

@@ -79,13 +79,13 @@ def model_page(asked: PageQuery, total: int, items: list[Any]) -> ModelPage:
     )
 
 
-def listed(asked: PageQuery, total: int, items: Sequence[Any]) -> Enveloped:
+def listed(asked: PageQuery, total: int, items: Sequence[Any] | msgspec.Raw) -> Enveloped:
     """The answer of a list of v6: items in ``data``, ``page_info`` beside it.
 
     Args:
         asked: the page.
         total: how many match in all.
-        items: those of this page.
+        items: those of this page; or the JSON list of them.
     """
     info = PageInfo(total=total, page=asked.page, page_size=asked.page_size)
     return Enveloped(items, {"page_info": info})

@@ -68,8 +68,8 @@ def page_of_agents(
         total = _count(connection, way)
     if offset >= total:
         return Page(total, [])
-    ids = connection.execute(way.query.order_by(*way.order).offset(offset).limit(limit)).scalars()
-    return Page(total, shown_agents(connection, list(ids)))
+    ids = connection.execute(way.query.order_by(*way.order).offset(offset).limit(limit))
+    return Page(total, shown_agents(connection, ids.scalars().all()))
 
 
 def count_of_agents(connection: Connection, test: Test) -> int:
@@ -81,7 +81,7 @@ def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) ->
     """The ids of the next agents that satisfy a test, by id, after one id."""
     way = _way(connection, test, by_id=True, goes_on=True)
     query = way.query.where(way.agent_id > after).order_by(*way.order).limit(limit)
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(query).scalars().all())
 
 
 def _count(connection: Connection, way: _Way) -> int:
