@@ -325,6 +325,7 @@ class ManagerMetrics:
         agents: gives the number of agents ever reported.
         store_pending: gives the number of database queries in progress or waiting.
         skews: AC address -> its clock minus ours, seconds.
+        ahead: gives by how much our clock is ahead of the time that was seen to pass, seconds.
     """
 
     def __init__(
@@ -333,6 +334,7 @@ class ManagerMetrics:
         agents: Callable[[], float],
         store_pending: Callable[[], float],
         skews: Callable[[], Mapping[str, float]],
+        ahead: Callable[[], float],
     ) -> None:
         self.registry = registry
         self.answers = Counter(
@@ -356,6 +358,11 @@ class ManagerMetrics:
             skews,
             registry,
         )
+        Gauge(
+            "elkeid_manager_clock_ahead_seconds",
+            "Our clock minus the time that was seen to pass, by which retention counts",
+            registry=registry,
+        ).set_function(ahead)
         self.polls = Counter(
             "elkeid_manager_polls",
             "Status queries to AgentCenters by outcome",

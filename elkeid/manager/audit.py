@@ -16,8 +16,6 @@ from urllib.parse import parse_qsl
 import msgspec
 from attrs import evolve
 from sqlalchemy import Connection
-from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elkeid.errors import StoreError
@@ -60,9 +58,6 @@ REFUSED_RATE = 1.0
 
 REFUSED_BURST = 60.0
 
-PRUNE_SECONDS = 3_600.0
-"""How often old entries are removed."""
-
 PRUNE_SLICE = 2_000
 """Entries removed in one transaction, some 20 ms."""
 
@@ -86,10 +81,8 @@ class AuditLog:
 
     Args:
         store: open.
-        clock: for removing what is old.
         wall: seconds since the epoch.
         metrics: counts.
-        keep_seconds: age at which entries are removed.
         tell: called with every new head.
     """
 
@@ -98,28 +91,15 @@ class AuditLog:
     def __init__(
         self,
         store: Store,
-        clock: IReactorTime,
         wall: Callable[[], float],
         metrics: ManagerMetrics,
         *,
-        keep_seconds: float,
         tell: Callable[[Head], None],
     ) -> None:
         self._store, self._wall, self._metrics = store, wall, metrics
-        self._keep_seconds, self._tell = keep_seconds, tell
+        self._tell = tell
         self._refusals = AddressRates(REFUSED_RATE, REFUSED_BURST, wall)
         self._left_out = 0
-        self._pruning = LoopingCall(self._prune)
-        self._pruning.clock = clock
-
-    def start(self) -> None:
-        """From now on remove what is old, if there is anything."""
-        self._pruning.start(PRUNE_SECONDS, now=False)
-
-    async def stop(self) -> None:
-        """Remove nothing more."""
-        if self._pruning.running:
-            self._pruning.stop()
 
     def entry(self, kind: str, **values: Any) -> Entry:
         """An entry of now; texts are made such that every database takes them."""
@@ -236,16 +216,11 @@ class AuditLog:
             return
         self._left_out = 0
 
-    async def _prune(self) -> None:
-        oldest = int((self._wall() - self._keep_seconds) * 1000)
+    async def forget_some(self, before: float) -> bool:
+        """Remove the oldest entries, made before a unix time; whether there may be more."""
         checkpoint = self.entry(CHECKPOINT, username="system", note="older entries were removed")
-        try:
-            while await self._store.write(remove_before, oldest, PRUNE_SLICE, checkpoint):
-                pass
-        except StoreError as error:
-            self.log.warn("old entries of the audit log stay for now: {error}", error=error)
-        except Exception:  # a LoopingCall ends for good at the first error
-            self.log.failure("old entries of the audit log could not be removed; trying on")
+        oldest = int(before * 1000)
+        return bool(await self._store.write(remove_before, oldest, PRUNE_SLICE, checkpoint))
 
 
 def path_of(call: Call) -> str:

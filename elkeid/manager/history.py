@@ -1,4 +1,4 @@
-"""Keeps hosts' histories: writes figures that are ready, rolls up hours, forgets what is old.
+"""Keeps hosts' histories: writes figures that are ready, rolls up hours, says what is old when.
 
 Everything is done in slices of some ten milliseconds, one after another.
 
@@ -7,6 +7,7 @@ Source: docs/protocol.md, "Manager API", "History".
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
@@ -25,6 +26,7 @@ from elkeid.manager.figures import (
     joined,
     rolled_up,
 )
+from elkeid.manager.retention import Rule
 from elkeid.manager.store.figures import (
     forget_figures,
     join_stretches,
@@ -159,7 +161,6 @@ class History:
     async def _round(self) -> None:
         await self._attempt(self._write, False)
         await self._attempt(self._roll_up)
-        await self._attempt(self._forget)
 
     async def _attempt(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         try:
@@ -199,14 +200,18 @@ class History:
                 )
             self._hour += COARSE_SECONDS
 
-    async def _forget(self) -> None:
-        now = self._wall()
-        for span, seconds in zip(SPANS, (self._fine_seconds, self._coarse_seconds), strict=True):
-            await self._until_none(forget_figures, span, now - seconds)
-        await self._until_none(forget_events, now - self._event_seconds)
-        await self._until_none(forget_fleet, now - FLEET_SECONDS)
+    def rules(self) -> list[Rule]:
+        """What is forgotten when."""
+        fine = partial(self._forget_some, forget_figures, FINE_SECONDS)
+        coarse = partial(self._forget_some, forget_figures, COARSE_SECONDS)
+        events = partial(self._forget_some, forget_events)
+        fleet = partial(self._forget_some, forget_fleet)
+        return [
+            Rule("figures of five minutes", self._fine_seconds, fine),
+            Rule("figures of hours", self._coarse_seconds, coarse),
+            Rule("events of hosts", self._event_seconds, events),
+            Rule("figures of the fleet", FLEET_SECONDS, fleet),
+        ]
 
-    async def _until_none(self, forget: Callable[..., int], *arguments: float) -> None:
-        while not self._stopping:
-            if await self._store.write(forget, *arguments, ROWS_PER_WRITE) < ROWS_PER_WRITE:
-                return
+    async def _forget_some(self, forget: Callable[..., int], *arguments: float) -> bool:
+        return await self._store.write(forget, *arguments, ROWS_PER_WRITE) == ROWS_PER_WRITE

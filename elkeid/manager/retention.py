@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
 
 PAUSE_SECONDS = 600.0
@@ -26,11 +27,13 @@ class Rule:
         seconds: how long.
         forget_some: forgets a bounded number of what is older than a unix time, in seconds, and
             says whether there may be more.
+        rounds: it is applied in one round of so many.
     """
 
     what: str
     seconds: float
     forget_some: Callable[[float], Awaitable[bool]]
+    rounds: int = 1
 
 
 class Retention:
@@ -38,16 +41,18 @@ class Retention:
 
     Args:
         clock: for pauses.
-        wall: seconds since the epoch.
+        now: tells the time by which things are old, in unix seconds, or fails with `StoreError`.
         rules: what to forget.
     """
 
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, wall: Callable[[], float], rules: Sequence[Rule]
+        self, clock: IReactorTime, now: Callable[[], Awaitable[float]], rules: Sequence[Rule]
     ) -> None:
-        self._wall, self._rules = wall, rules
+        self._now, self._rules = now, rules
+        self._outage = Outage("what is old is kept")
+        self._number = 0  # of the round
         self._stopping = False
         self._round: Deferred[None] | None = None
         self._rounds = LoopingCall(self._begin)
@@ -70,13 +75,20 @@ class Retention:
         return self._round
 
     async def _once(self) -> None:
+        self._number += 1
+        failed = False
         for rule in self._rules:
-            before = self._wall() - rule.seconds
+            if self._number % rule.rounds or self._stopping:
+                continue
             try:
+                before = await self._now() - rule.seconds
                 while not self._stopping and await rule.forget_some(before):
                     pass
             except StoreError as error:
-                self.log.warn("old {what} are kept: {error}", what=rule.what, error=error)
+                failed = True
+                self._outage.failed(error)
             except Exception:  # a LoopingCall ends for good at the first error
                 self.log.failure("old {what} are kept; trying on", what=rule.what)
+        if not failed:
+            self._outage.worked()
         self._round = None

@@ -26,6 +26,7 @@ from elkeid.manager.accounts import Accounts
 from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
+from elkeid.manager.aging import Aging
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
@@ -75,6 +76,7 @@ class ManagerRole:
         keys: certificates, and the key that signs our calls.
         reactor: for ports, timers and threads.
         wall: seconds since the epoch.
+        monotonic: seconds that pass, whatever the wall clock is set to.
         threads: where blocking work runs; a pool of our own by default.
         discovery_agent: makes calls to ServiceDiscovery; for tests.
         ac_agent: makes calls to AgentCenters; for tests.
@@ -91,6 +93,7 @@ class ManagerRole:
         reactor: Any,
         *,
         wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         threads: Threads | None = None,
         discovery_agent: IAgent | None = None,
         ac_agent: IAgent | None = None,
@@ -104,6 +107,7 @@ class ManagerRole:
             self._pool = ThreadPool(0, THREADS + HASHING_THREADS, "manager")
             threads = PoolThreads(reactor, self._pool)
         self.store = Store(database_of(settings), threads)
+        self.aging = Aging(self.store, wall, monotonic)
         self.hosts = HostParts(settings, self.store, threads, reactor, wall)
         self.agents = AgentStatus(
             self.store, reactor, wall, manager.offline_seconds, self.hosts.watch
@@ -120,6 +124,7 @@ class ManagerRole:
             agents=lambda: self.agents.total,
             store_pending=lambda: self.store.pending,
             skews=lambda: dict(self.polls.skews()),
+            ahead=lambda: self.aging.ahead,
         )
         self._guard(keys, threads, wall, hasher)
         self._api_tls = None if manager.tls_port is None else api_server_options(keys)
@@ -158,7 +163,7 @@ class ManagerRole:
         self.task_engine, self.tasks = make_tasks(
             reactor, self.store, sender, wall, settings=manager, registry=self.metrics.registry
         )
-        self._liveness = Liveness(self.problems, PONG)
+        self._liveness = Liveness(self.problems, PONG, self.aging.remarks)
         inner_check = InnerCheck(
             keys.aksk, wall, manager.inner_networks, manager.accept_unsigned_inner
         )
@@ -177,8 +182,13 @@ class ManagerRole:
         )
         self.retention = Retention(
             reactor,
-            wall,
-            [Rule("files of agents", manager.upload_seconds, self.uploads.forget_some)],
+            self.aging.now,
+            [
+                Rule("files of agents", manager.upload_seconds, self.uploads.forget_some),
+                Rule("tasks", manager.task_retention, self.tasks.forget_some),
+                Rule("entries of the audit log", manager.audit_seconds, self.audit.forget_some, 6),
+                *self.hosts.history.rules(),
+            ],
         )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
@@ -218,10 +228,8 @@ class ManagerRole:
             self.syslog = AuditSyslog(reactor, manager.audit_syslog, wall, self.metrics)
         self.audit = AuditLog(
             store,
-            reactor,
             wall,
             self.metrics,
-            keep_seconds=manager.audit_seconds,
             tell=(lambda head: None) if self.syslog is None else self.syslog.tell,
         )
         passwords = Passwords(threads, hasher)
@@ -275,8 +283,8 @@ class ManagerRole:
         if self._pool is not None:
             self._pool.start()
         await self.store.open()
+        await self.aging.now()
         await self.access.start()
-        self.audit.start()
         if self.syslog is not None:
             self.syslog.start()
         await self.agents.start()
@@ -335,7 +343,6 @@ class ManagerRole:
             self.claims.stop,
             self.hosts.stop,
             self.access.stop,
-            self.audit.stop,
             *(() if self.syslog is None else (self.syslog.stop,)),
             self.store.close,
         )

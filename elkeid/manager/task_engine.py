@@ -24,7 +24,6 @@ from elkeid.errors import StoreError
 from elkeid.manager.filter import FilterError
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.task_lists import body_of, rows_of, task_data
-from elkeid.manager.store.task_retention import forget_some
 from elkeid.manager.store.task_rows import CANCELLED, RUNNING
 from elkeid.manager.store.task_work import (
     Claimant,
@@ -79,9 +78,6 @@ OPEN_LIMIT: Final = 1_000
 DATA_KEPT: Final = 64
 """Tasks whose data are kept in memory."""
 
-FORGET_SECONDS: Final = 600.0
-"""Between two looks for tasks that are old enough to be forgotten."""
-
 STOP_SECONDS: Final = 5.0
 """For calls under way at a stop."""
 
@@ -99,7 +95,6 @@ class EngineSettings:
     drop_hosts: int
     drop_seconds: float
     approval_hosts: int
-    retention: float = 90 * 86400
     lease_seconds: float = LEASE_SECONDS
 
 
@@ -173,8 +168,7 @@ class TaskEngine:
         self._progress = Progress()
         self._timer: IDelayedCall | None = None
         self._looking = False
-        self._renew_at = self._forget_at = 0.0  # of the clock
-        self._forgetting = False
+        self._renew_at = 0.0  # of the clock
         self._stopping = True
         self._under_way: set[Deferred[None]] = set()
         self._idle: list[Deferred[None]] = []
@@ -280,22 +274,6 @@ class TaskEngine:
                 del self._workers[number]
         for outlook in found:
             self._attend(outlook)
-        if self._clock.seconds() >= self._forget_at and not self._forgetting:
-            self._forgetting = True
-            self._spawn(self._forget())
-
-    async def _forget(self) -> None:
-        """Forget what ended long ago, a few hundred subtasks at once."""
-        try:
-            while not self._stopping:
-                now = self._wall()
-                if not await self._store.write(forget_some, now - self._settings.retention, now):
-                    break
-        except StoreError as error:
-            self.log.warn("old tasks are kept for now: {error}", error=error)
-        finally:
-            self._forgetting = False
-            self._forget_at = self._clock.seconds() + FORGET_SECONDS
 
     async def _renew(self, now: float) -> None:
         began = self._clock.seconds()

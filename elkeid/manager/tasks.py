@@ -20,6 +20,7 @@ from elkeid.manager.filter import Every, IsIn, Path
 from elkeid.manager.store.results import issue_tokens
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.task_lists import body_of, whereabouts
+from elkeid.manager.store.task_retention import forget_some
 from elkeid.manager.store.task_work import (
     AGENT_NAME,
     CONFIG_TASK,
@@ -219,6 +220,14 @@ class Tasks:
         """Note a second person's word."""
         await self._control(decide_approval, task_id, decision)
 
+    async def forget_some(self, before: float) -> bool:
+        """Forget the next subtasks of a task that ended before a unix time, or the task itself.
+
+        Returns:
+            Whether there may be more.
+        """
+        return await self._store.write(forget_some, before, self._wall())
+
     async def _control(self, query: Callable[..., Any], task_id: str, *args: Any) -> Any:
         try:
             return await self._store.write(_control, query, task_id, args, self._wall())
@@ -364,7 +373,6 @@ def make_tasks(
             drop_hosts=settings.drop_hosts,
             drop_seconds=settings.drop_seconds,
             approval_hosts=settings.approval_hosts,
-            retention=settings.task_retention,
             lease_seconds=settings.task_lease_seconds,
         ),
         metrics=TaskMetrics(registry, lambda: engine.open),

@@ -294,6 +294,7 @@ class Deployment:
                 self.keys,
                 self.network.clock,
                 wall=self.network.wall,
+                monotonic=self.network.clock.seconds,
                 threads=MarkedThreads(),
                 discovery_agent=self.network.agent(),
                 ac_agent=self.network.agent(),

@@ -199,7 +199,7 @@ class WaitTests(Case):
             Passwords(threads, HASHER),
             manager.access,
             manager.audit,
-            metrics=ManagerMetrics(CollectorRegistry(), lambda: 0, lambda: 0, dict),
+            metrics=ManagerMetrics(CollectorRegistry(), lambda: 0, lambda: 0, dict, lambda: 0),
             wall=self.deployment.network.wall,
             settings=self.deployment.settings.manager,
             captcha_key=b"key",

@@ -20,8 +20,12 @@ class RoundTests(SynchronousTestCase):
         self.asked: list[tuple[str, float]] = []
         self.answers: dict[str, list[Any]] = {}
         rules = [Rule(name, 100.0, self.forgetter(name)) for name in ("a", "b")]
-        self.retention = Retention(self.clock, lambda: 1000 + self.clock.seconds(), rules)
+        self.retention = Retention(self.clock, self.now, rules)
         self.retention.start()
+
+    async def now(self) -> float:
+        """The time by which things are old."""
+        return 1000 + self.clock.seconds()
 
     def forgetter(self, name: str) -> Any:
         """What forgets some of these, as ``answers`` say."""

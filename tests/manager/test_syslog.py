@@ -56,7 +56,7 @@ class SyslogTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = DatagramReactor()
         self.registry = CollectorRegistry()
-        self.metrics = ManagerMetrics(self.registry, lambda: 0, lambda: 0, dict)
+        self.metrics = ManagerMetrics(self.registry, lambda: 0, lambda: 0, dict, lambda: 0)
 
     def syslog(self, url: str) -> AuditSyslog:
         """Started."""

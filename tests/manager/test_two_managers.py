@@ -34,6 +34,7 @@ class TwoManagersTests(Case):
             deployment.keys,
             network.clock,
             wall=network.wall,
+            monotonic=network.clock.seconds,
             threads=MarkedThreads(),
             discovery_agent=network.agent(),
             ac_agent=network.agent(),

@@ -24,7 +24,7 @@ from sqlalchemy import (
     false,
 )
 
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -502,4 +502,11 @@ host_figure = Table(
     Column("beats", Integer, nullable=False),  # heartbeats in it
     Column("data", LargeBinary, nullable=False),  # see elkeid.manager.figures
     sqlite_with_rowid=False,
+)
+
+aging = Table(
+    "aging",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # one row: 1
+    Column("until", Float, nullable=False),  # unix seconds; see `elkeid.manager.aging`
 )
