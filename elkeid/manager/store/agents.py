@@ -23,7 +23,7 @@ from elkeid.manager.documents import (
     merged,
     split,
 )
-from elkeid.manager.store.bulk import sliced, update_rows
+from elkeid.manager.store.bulk import is_among, sliced, update_rows
 from elkeid.manager.store.schema import (
     agent,
     agent_beat,
@@ -185,7 +185,7 @@ def sort_out(
         else:
             beats[beat.agent_id] = beat
     known = connection.execute(
-        select(agent_beat).where(agent_beat.c.agent_id.in_(sorted(beats)))
+        select(agent_beat).where(is_among(connection, agent_beat.c.agent_id, sorted(beats)))
     ).all()
     for row in known:
         beat = beats[row.agent_id]
@@ -313,7 +313,9 @@ def apply_reports(
         return result
     known: dict[str, Any] = {
         row.agent_id: row
-        for row in connection.execute(_KNOWN.where(agent_beat.c.agent_id.in_(sorted(latest))))
+        for row in connection.execute(
+            _KNOWN.where(is_among(connection, agent_beat.c.agent_id, sorted(latest)))
+        )
     }
     fresh, changed = _Changes.none(), _Changes.none()
     whole: list[tuple[AgentReport, dict[str, Any], str]] = []  # and the state if it is not live

@@ -3,7 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Table, bindparam, func, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Table,
+    any_,
+    bindparam,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 
 T = TypeVar("T")
@@ -16,6 +26,87 @@ def sliced(some: Sequence[T]) -> Iterator[Sequence[T]]:
     """Some for one statement each, in their order."""
     for start in range(0, len(some), IDS_PER_STATEMENT):
         yield some[start : start + IDS_PER_STATEMENT]
+
+
+def by_keys(connection: Connection) -> None:
+    """Let this transaction's statements find rows by keys, whatever the server thinks of tables.
+
+    PostgreSQL knows nothing of a table that was filled a moment ago and would rather read it
+    whole, and it keeps such a plan. The cost is one round trip.
+    """
+    if connection.dialect.name == "postgresql":
+        names = "enable_seqscan", "enable_hashjoin", "enable_mergejoin"
+        connection.execute(select(*(func.set_config(name, "off", True) for name in names)))
+
+
+def is_among(connection: Connection, column: Column[Any], values: Sequence[Any]) -> Any:
+    """The condition that a column has one of some values.
+
+    PostgreSQL gets them as one array: a statement with hundreds of parameters takes longer to
+    read than to run.
+    """
+    if connection.dialect.name == "postgresql":
+        return column == any_(bindparam(None, values, type_=ARRAY(column.type), unique=True))
+    return column.in_(values)
+
+
+def update_same(
+    connection: Connection,
+    table: Table,
+    ids: Sequence[Any],
+    values: Mapping[str, Any],
+    *,
+    key: str,
+    beside: Mapping[str, Any],
+) -> None:
+    """Set columns of rows to the same values.
+
+    Args:
+        connection: that writes.
+        table: whose rows.
+        ids: of the rows, in ``key``.
+        values: column -> value.
+        key: column that tells rows apart.
+        beside: the other columns of the primary key, which all of the rows have in common.
+    """
+    for some in sliced(ids):
+        rows = [{**beside, key: each} for each in some]
+        found, arrays = matching(connection, table, [key, *beside], rows)
+        connection.execute(update(table).where(*found).values(values), arrays)
+
+
+def matching(
+    connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[ColumnElement[bool]], dict[str, list[Any]]]:
+    """Conditions that find rows by the columns of a key; and parameters for the statement.
+
+    They find all that have what one of ``rows`` has, and on SQLite also what has each column's
+    value of a different one.
+
+    Args:
+        connection: where they are for.
+        table: whose rows.
+        names: of the columns, which are the first ones of an index.
+        rows: at most `IDS_PER_STATEMENT`.
+    """
+    if connection.dialect.name == "postgresql":
+        # Joined by the whole key: by a condition on each column it may walk along another index
+        # for each row, or look for each combination.
+        given, arrays = _given(table, names, rows)
+        return [table.c[name] == given.c[name] for name in names], arrays
+    columns = {name: list({row[name] for row in rows}) for name in names}
+    return [table.c[name].in_(values) for name, values in columns.items()], {}
+
+
+def _given(
+    table: Table, names: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[Any, dict[str, list[Any]]]:
+    """Rows as a table of PostgreSQL's, made of an array for each column; and the arrays."""
+    given = func.unnest(
+        *(bindparam(f"b_{name}", type_=ARRAY(table.c[name].type)) for name in names)
+    ).table_valued(*(Column(name, table.c[name].type) for name in names))
+    arrays = {f"b_{name}": [row[name] for row in rows] for name in names}
+    return given.render_derived(name="given"), arrays
 
 
 def update_rows(
@@ -49,15 +140,11 @@ def update_rows(
     compared = where or {}
     names = list(dict.fromkeys([key, *columns, *compared]))
     if connection.dialect.name == "postgresql":
-        given = func.unnest(
-            *(bindparam(f"b_{name}", type_=ARRAY(table.c[name].type)) for name in names)
-        ).table_valued(*(Column(name, table.c[name].type) for name in names))
-        given = given.render_derived(name="given")
+        given, arrays = _given(table, names, rows)
         statement = update(table).where(table.c[key] == given.c[key])
         for name, relation in compared.items():
             statement = statement.where(table.c[name].op(relation)(given.c[name]))
         statement = statement.values({name: given.c[name] for name in columns})
-        arrays = {f"b_{name}": [row[name] for row in rows] for name in names}
         return connection.execute(statement, arrays).rowcount
     statement = update(table).where(table.c[key] == bindparam(f"b_{key}"))
     for name, relation in compared.items():

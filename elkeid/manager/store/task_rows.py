@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, define
 from sqlalchemy import Connection, select, update
 
-from elkeid.manager.store.bulk import sliced
+from elkeid.manager.store.bulk import by_keys, update_same
 from elkeid.manager.store.schema import subtask, task
 
 CREATED = "created"
@@ -67,12 +67,8 @@ class LockedTask:
 
     def set_subtasks(self, connection: Connection, ids: Sequence[str], **values: Any) -> None:
         """Set columns of some of its subtasks; see `move` for what is counted."""
-        for some in sliced(ids):
-            connection.execute(
-                update(subtask)
-                .where(subtask.c.task == self.number, subtask.c.agent_id.in_(some))
-                .values(**values)
-            )
+        task_number = {"task": self.number}
+        update_same(connection, subtask, ids, values, key="agent_id", beside=task_number)
 
     def save(self, connection: Connection) -> None:
         """Write what changed; a task whose last subtask has ended ends with it."""
@@ -111,6 +107,7 @@ def lock_task(
     Returns:
         None if there is no such task, or it is locked and that was not to be waited for.
     """
+    by_keys(connection)
     row = connection.execute(
         select(task).where(task.c.number == number).with_for_update(skip_locked=skip_locked)
     ).first()

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import msgspec
 from attrs import Factory, define, frozen
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, exists, func, insert, select, update
 
 from elkeid.manager.documents import Source
 from elkeid.manager.store.agents import hold_documents, plugins_of
-from elkeid.manager.store.bulk import IDS_PER_STATEMENT, sliced, update_rows
+from elkeid.manager.store.bulk import IDS_PER_STATEMENT, is_among, sliced, update_rows
 from elkeid.manager.store.configs import find_config
 from elkeid.manager.store.host_configs import (
     HostConfig,
@@ -121,17 +121,16 @@ class Claimant:
 
 NOTHING: Final = Claim(None, [], more=False)
 
-_CANDIDATE = select(
-    subtask.c.agent_id,
-    subtask.c.token,
-    subtask.c.sends,
-    subtask.c.tries,
-    subtask.c.job,
-    subtask.c.due,
-    agent.c.source_ip,
-    agent.c.source_port,
-    agent.c.connected,
-).join_from(subtask, agent, subtask.c.agent_id == agent.c.agent_id, isouter=True)
+
+def _candidates(connection: Connection, wanted: Select[Any]) -> list[Any]:
+    """Rows of subtasks, limited already, with where their agents are."""
+    # Agents are looked up one by one for these few: joined before the limit, PostgreSQL may walk
+    # through all agents up to the first of them.
+    some = wanted.subquery()
+    query = select(some, agent.c.source_ip, agent.c.source_port, agent.c.connected).join_from(
+        some, agent, some.c.agent_id == agent.c.agent_id, isouter=True
+    )
+    return list(connection.execute(query))
 
 
 def claim(
@@ -160,14 +159,17 @@ def claim(
     locked = lock_task(connection, number, now)
     if locked is None or locked.row.status != RUNNING or locked.row.paused:
         return NOTHING
-    mine = _CANDIDATE.where(subtask.c.task == number, subtask.c.status == CREATED)
-    due = mine.where(subtask.c.due.between(0, now)).order_by(subtask.c.due).limit(limit)
-    found: list[tuple[Any, int | None]] = [(row, row.job) for row in connection.execute(due)]
+    of = subtask.c
+    mine = select(of.agent_id, of.token, of.sends, of.tries, of.job, of.due).where(
+        of.task == number, of.status == CREATED
+    )
+    due = mine.where(of.due.between(0, now)).order_by(of.due).limit(limit)
+    found: list[tuple[Any, int | None]] = [(row, row.job) for row in _candidates(connection, due)]
     room = limit - len(found)
     if returned and room > 0:
         some = list(returned)[: min(room, IDS_PER_STATEMENT)]
-        back = mine.where(subtask.c.due == AWAY, subtask.c.agent_id.in_(some))
-        found += [(row, row.job) for row in connection.execute(back)]
+        back = mine.where(of.due == AWAY, of.agent_id.in_(some))
+        found += [(row, row.job) for row in _candidates(connection, back)]
     found += _fresh(connection, number, mine, limit - len(found))
     here = [(row, job) for row, job in found if row.connected and row.source_ip is not None]
     _wait(connection, locked, found)
@@ -206,7 +208,8 @@ def _fresh(
         query = mine.where(subtask.c.agent_id > job.cursor, subtask.c.due.is_(None))
         if job.upto is not None:
             query = query.where(subtask.c.agent_id <= job.upto)
-        rows = connection.execute(query.order_by(subtask.c.agent_id).limit(room)).all()
+        rows = _candidates(connection, query.order_by(subtask.c.agent_id).limit(room))
+        rows.sort(key=lambda row: row.agent_id)
         values: dict[str, Any] = {"drained": len(rows) < room}
         if rows:
             values["cursor"] = rows[-1].agent_id
@@ -434,7 +437,7 @@ def note_done(
         still += connection.execute(
             select(subtask.c.agent_id).where(
                 subtask.c.task == number,
-                subtask.c.agent_id.in_(some),
+                is_among(connection, subtask.c.agent_id, some),
                 subtask.c.status == RUNNING,
                 subtask.c.slice == slice_id,
             )
