@@ -135,7 +135,13 @@ def canonical(value: Any, depth: int = DEPTH_LIMIT) -> Any:
     if kind is list:
         return [canonical(each, depth - 1) for each in value]
     if kind is dict:
-        return {canonical(key): canonical(each, depth - 1) for key, each in value.items()}
+        # Most of what is in an object is a text that is as it should be: no call for these.
+        return {
+            key.replace("\0", "\ufffd") if "\0" in key else key: each
+            if type(each) is str and "\0" not in each
+            else canonical(each, depth - 1)
+            for key, each in value.items()
+        }
     raise MalformedItem(f"{kind.__name__} is no JSON value")
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import psycopg
 from psycopg.abc import Buffer
-from psycopg.types.string import StrDumperUnknown
+from psycopg.types.array import ListBinaryDumper
+from psycopg.types.string import StrBinaryDumper, StrDumperUnknown
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
@@ -51,7 +52,19 @@ class _TextDumper(StrDumperUnknown):
 
     def dump(self, obj: str) -> Buffer | None:
         """The bytes of a text."""
-        return super().dump(obj.replace("\0", "\ufffd") if "\0" in obj else obj)
+        return super().dump(_known(obj))
+
+
+class _ElementDumper(StrBinaryDumper):
+    """The same for the texts in an array."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        """The bytes of a text."""
+        return super().dump(_known(obj))
+
+
+def _known(text: str) -> str:
+    return text.replace("\0", "\ufffd") if "\0" in text else text
 
 
 class PostgresDatabase:
@@ -212,7 +225,11 @@ def _engine(url: URL, size: int, isolation: psycopg.IsolationLevel, *, read_only
 
     @event.listens_for(engine, "connect")
     def prepare(connection: "psycopg.Connection[Any]", record: object) -> None:
-        connection.adapters.register_dumper(str, _TextDumper)
+        adapters = connection.adapters
+        adapters.register_dumper(str, _ElementDumper)
+        adapters.register_dumper(str, _TextDumper)  # the last one is for single texts
+        # As texts, arrays of JSON would spend half of a write on quotes and backslashes.
+        adapters.register_dumper(list, ListBinaryDumper)
         connection.autocommit = True
         milliseconds = max(1, round(limits.QUERY_SECONDS * 1000))
         connection.execute(f"SET statement_timeout = {milliseconds}")
