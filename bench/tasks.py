@@ -28,11 +28,12 @@ from twisted.python.threadpool import ThreadPool
 
 from bench.gateway import REFERENCE_YARDSTICK, InvalidRun, yardstick
 from elkeid import config
+from elkeid.garbage import Keeper
 from elkeid.lateness import LatenessMonitor
 from elkeid.manager.documents import Source, agent_report
+from elkeid.manager.result_intake import ResultIntake
 from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.backends import make_database
-from elkeid.manager.store.results import apply_results
 from elkeid.manager.store.schema import subtask, task
 from elkeid.manager.store.store import THREADS, PoolThreads, Store
 from elkeid.manager.store.task_work import Verdict
@@ -54,7 +55,7 @@ class Agents:
     """`Sender` whose agents answer at once."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._intake = ResultIntake(store, time.time)
         self._results: list[dict[str, str]] = []
         self.bringing: list[Deferred[Any]] = []
 
@@ -71,8 +72,9 @@ class Agents:
         """Bring the results that there are."""
         batch, self._results = self._results, []
         if batch:
-            work = self._store.write(apply_results, batch, int(time.time()))
-            self.bringing.append(Deferred.fromCoroutine(work))
+            self.bringing.append(
+                Deferred.fromCoroutine(self._intake.bring(batch, 100 * len(batch)))
+            )
 
 
 async def fill(store: Store, count: int) -> None:
@@ -134,6 +136,8 @@ async def drive(
     """Create, run, wait, check, print."""
     count, concurrence = size
     lateness = LatenessMonitor(reactor, time.monotonic)
+    keeper = Keeper(reactor)  # as in every process of ours
+    keeper.start()
     lateness.start()
     began, cpu = time.monotonic(), time.process_time()
     wanted = Wanted(
@@ -161,6 +165,7 @@ async def drive(
     took = time.monotonic() - began
     cpu = time.process_time() - cpu
     lateness.stop()
+    keeper.stop()
 
     def states(connection: Any) -> dict[str, int]:
         counted = select(subtask.c.status, func.count()).group_by(subtask.c.status)

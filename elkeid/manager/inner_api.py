@@ -13,8 +13,9 @@ from elkeid.log_limit import LimitedLog
 from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_check import signed_only
+from elkeid.manager.result_intake import ResultIntake
 from elkeid.manager.store.configs import config_and_plugins
-from elkeid.manager.store.results import TOKEN_LIMIT, Outcome, apply_results, is_issued
+from elkeid.manager.store.results import TOKEN_LIMIT, Outcome, is_issued
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.tags import tags_of
 from elkeid.metrics import ManagerMetrics
@@ -103,7 +104,8 @@ class InnerRoutes:
     def __init__(
         self, store: Store, metrics: ManagerMetrics, drops: DropGuard, wall: Callable[[], float]
     ) -> None:
-        self._store, self._metrics, self._drops, self._wall = store, metrics, drops, wall
+        self._store, self._metrics, self._drops = store, metrics, drops
+        self._results = ResultIntake(store, wall)
         self._complaints = LimitedLog(self.log, wall)  # hosts choose what they report
 
     @routes.post(
@@ -128,7 +130,7 @@ class InnerRoutes:
     )
     async def update_sub_task(self, call: Call[None, list[Any]]) -> object:
         """Code 0: what has a token of ours is on the disk; ``refused`` counts the others."""
-        done = await self._store.write(apply_results, call.body, int(self._wall()))
+        done = await self._results.bring(call.body, len(call.raw_body))
         self._count(done)
         refused = {
             reason: count

@@ -353,7 +353,7 @@ class StoreTests(SynchronousTestCase):
         def results(connection: Connection) -> list[str]:
             (token,) = issue_tokens(connection, ["a\0"], 1)
             items = [{"token": "\0", "status": "x"}, {"token": token, "status": "x", "msg": "\0"}]
-            done = apply_results(connection, items, 1)
+            (done,) = apply_results(connection, [items], 1)
             assert (done.stored, done.unknown_token) == (1, 1)
             return results_of(connection, token)
 

@@ -293,7 +293,7 @@ class Tasks(RuleBasedStateMachine):
         for token in self.tokens.get(agent_id, ()):
             item = {"token": token, "data_type": "5100", "status": status}
             for _ in range(1 + twice):
-                self.write(apply_results, [item], int(self.now))
+                self.write(apply_results, [[item]], int(self.now))
 
     # --- what always holds
 

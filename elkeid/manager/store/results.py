@@ -15,7 +15,7 @@ from attrs import define
 from sqlalchemy import Connection, func, insert, select
 
 from elkeid.manager.documents import MalformedItem, canonical, text_of
-from elkeid.manager.store.bulk import sliced
+from elkeid.manager.store.bulk import by_keys, is_among, matching, sliced
 from elkeid.manager.store.schema import subtask, task_result, task_token
 from elkeid.manager.store.task_rows import (
     CREATED,
@@ -98,49 +98,45 @@ def _issued(connection: Connection, tokens: Iterable[str]) -> set[str]:
     for some in sliced(wanted):
         found.update(
             connection.execute(
-                select(task_token.c.token).where(task_token.c.token.in_(some))
+                select(task_token.c.token).where(is_among(connection, task_token.c.token, some))
             ).scalars()
         )
     return found
 
 
-def apply_results(connection: Connection, items: Sequence[Any], now: int) -> Outcome:
-    """Store results; one that is known by token and content changes nothing.
+def apply_results(
+    connection: Connection, batches: Sequence[Sequence[Any]], now: int
+) -> list[Outcome]:
+    """Store batches of results; one that is known by token and content changes nothing.
 
     Args:
         connection: within a transaction.
-        items: as decoded; what is no object, or has no token of ours, is counted and left out.
+        batches: of items as decoded; what is no object, or has no token of ours, is counted and
+            left out.
         now: unix seconds.
+
+    Returns:
+        What became of each batch.
     """
-    done = Outcome()
-    wanted: dict[tuple[str, str], str] = {}  # (token, hash) -> content
-    for item in items:
-        token = item.get("token") if isinstance(item, dict) else None
-        if not isinstance(item, dict):
-            done.malformed += 1
-        elif not isinstance(token, str) or not token:
-            done.without_token += 1
-        else:
-            try:
-                content = text_of(canonical(item))
-            except MalformedItem:
-                done.malformed += 1
-                continue
-            key = token, sha256(content.encode()).hexdigest()
-            done.repeated += key in wanted
-            wanted[key] = content
+    by_keys(connection)
+    outcomes = [Outcome() for _ in batches]
+    wanted: dict[tuple[str, str], tuple[str, Outcome]] = {}  # (token, hash) -> content, whose
+    for items, done in zip(batches, outcomes, strict=True):
+        for item in items:
+            _sort_in(item, wanted, done)
     issued = _issued(connection, [token for token, _ in wanted])
-    done.unknown_token = sum(token not in issued for token, _ in wanted)
     held, counts = _held(connection, [key for key in wanted if key[0] in issued])
     rows: list[dict[str, Any]] = []
-    for (token, digest), content in wanted.items():
+    for key, (content, done) in wanted.items():
+        token, digest = key
         if token not in issued:
-            continue
-        if (token, digest) in held:
+            done.unknown_token += 1
+        elif key in held:
             done.repeated += 1
         elif counts.get(token, 0) >= RESULTS_PER_TOKEN:
             done.surplus += 1
         else:
+            done.stored += 1
             counts[token] = counts.get(token, 0) + 1
             rows.append(
                 {"token": token, "content_hash": digest, "content": content, "received_at": now}
@@ -148,8 +144,28 @@ def apply_results(connection: Connection, items: Sequence[Any], now: int) -> Out
     if rows:
         connection.execute(insert(task_result), rows)
         _settle(connection, rows, now)
-    done.stored = len(rows)
-    return done
+    return outcomes
+
+
+def _sort_in(item: Any, wanted: dict[tuple[str, str], tuple[str, Outcome]], done: Outcome) -> None:
+    """Put a result with what is to be stored, or count why it is not."""
+    if not isinstance(item, dict):
+        done.malformed += 1
+        return
+    token = item.get("token")
+    if not isinstance(token, str) or not token:
+        done.without_token += 1
+        return
+    try:
+        content = text_of(canonical(item))
+    except MalformedItem:
+        done.malformed += 1
+        return
+    key = token, sha256(content.encode()).hexdigest()
+    if key in wanted:
+        done.repeated += 1
+    else:
+        wanted[key] = content, done
 
 
 def _settle(connection: Connection, rows: Sequence[dict[str, Any]], now: int) -> None:
@@ -162,7 +178,7 @@ def _settle(connection: Connection, rows: Sequence[dict[str, Any]], now: int) ->
     tokens = list(endings)
     numbers: set[int] = set()
     for some in sliced(tokens):
-        found = select(subtask.c.task).where(subtask.c.token.in_(some)).distinct()
+        found = select(subtask.c.task).where(is_among(connection, subtask.c.token, some)).distinct()
         numbers.update(connection.execute(found).scalars())
     for number in sorted(numbers):
         locked = lock_task(connection, number, now)
@@ -186,7 +202,7 @@ def _end(connection: Connection, locked: LockedTask, endings: dict[str, tuple[st
         waiting = connection.execute(
             # By the token alone: else all subtasks of a task might be looked through for it.
             select(subtask.c.agent_id, subtask.c.token, subtask.c.status, subtask.c.task).where(
-                subtask.c.token.in_(some)
+                is_among(connection, subtask.c.token, some)
             )
         )
         for row in waiting:
@@ -213,15 +229,14 @@ def _held(
     counts: dict[str, int] = {}
     of = task_result.c
     for some in sliced(keys):
-        tokens = {token for token, _ in some}
-        rows = connection.execute(
-            select(of.token, of.content_hash).where(
-                of.token.in_(tokens), of.content_hash.in_({digest for _, digest in some})
-            )
-        )
+        pairs = [{"token": token, "content_hash": digest} for token, digest in some]
+        these, arrays = matching(connection, task_result, ["token", "content_hash"], pairs)
+        rows = connection.execute(select(of.token, of.content_hash).where(*these), arrays)
         held.update((row.token, row.content_hash) for row in rows)
         counted = connection.execute(
-            select(of.token, func.count().label("n")).where(of.token.in_(tokens)).group_by(of.token)
+            select(of.token, func.count().label("n"))
+            .where(is_among(connection, of.token, list({token for token, _ in some})))
+            .group_by(of.token)
         )
         counts |= {row.token: row.n for row in counted}
     return held, counts
