@@ -17,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elkeid.errors import StoreError
+from elkeid.manager.anchors import Anchors
 from elkeid.manager.beats import Sorted
 from elkeid.manager.documents import AgentReport, Source
 from elkeid.manager.filter import EVERYTHING, Test
@@ -67,7 +68,7 @@ COUNTS = 256
 """Filters whose numbers of matches are remembered."""
 
 COUNT_KEY_CHARACTERS = 4_096
-"""A longer filter's number is not remembered."""
+"""Of a longer filter neither the number nor places are remembered."""
 
 
 @frozen
@@ -118,6 +119,7 @@ class AgentStatus:
         self._sweeping: Deferred[None] | None = None
         self._counts: dict[str, _Counted] = {}  # test -> matches; the last ones asked for
         self._counting: set[str] = set()
+        self._anchors = Anchors(wall)
         self._heard: dict[Source, int] = {}  # not stored yet
         self._storing_heard = False
 
@@ -142,23 +144,28 @@ class AgentStatus:
     async def page(self, test: Test, offset: int, limit: int) -> Page:
         """A page of the agents that satisfy a test; see `page_of_agents`.
 
-        The total is exact up to `EXACT_ROWS`, and above at most `COUNT_SECONDS` old.
+        The total is exact up to `EXACT_ROWS`, and above at most `COUNT_SECONDS` old; a deep page
+        is where it was at most `ANCHOR_SECONDS` ago.
         """
         look = self._store.read if test == EVERYTHING else self._store.search
         key = repr(test)
         known = self._counts.pop(key, None)
         if known is not None and not 0 <= self._wall() - known.at <= COUNT_SECONDS:
             known = None
+        if known is not None:
+            self._counts[key] = known  # the last of those asked for
+            if self._wall() - known.at > COUNT_AGAIN_SECONDS and key not in self._counting:
+                self._counting.add(key)
+                Deferred.fromCoroutine(self._count_again(key, test))
+        at = self._wall()
+        total = None if known is None else known.total
+        reading = self._anchors.near(key, offset)
+        page = await look(page_of_agents, test, offset, limit, total=total, start=reading.start)
         if known is None:
-            at = self._wall()
-            page = await look(page_of_agents, test, offset, limit)
             self._remember(key, _Counted(page.total, at))
-            return page
-        self._counts[key] = known  # the last of those asked for
-        if self._wall() - known.at > COUNT_AGAIN_SECONDS and key not in self._counting:
-            self._counting.add(key)
-            Deferred.fromCoroutine(self._count_again(key, test))
-        return await look(page_of_agents, test, offset, limit, total=known.total)
+        if len(key) <= COUNT_KEY_CHARACTERS:
+            reading.found(*page.starts)
+        return page
 
     def _remember(self, key: str, counted: _Counted) -> None:
         self._counts.pop(key, None)

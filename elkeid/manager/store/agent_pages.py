@@ -16,6 +16,7 @@ from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Test
 from elkeid.manager.store.agents import shown_agents
 from elkeid.manager.store.filtersql import bounds_of, condition, flattened, literal_prefix
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
+from elkeid.manager.store.starts import Start, from_start, starts_of
 
 EXACT_ROWS = 10_000
 """Up to so many matches are counted for every page; of more, a number may be seconds old."""
@@ -28,10 +29,17 @@ _BY_ID = (agent.c.agent_id,)
 
 @frozen
 class Page:
-    """A page of agents: how many match, and the items, each a whole JSON object."""
+    """A page of agents.
+
+    Attributes:
+        total: how many match.
+        items: each a whole JSON object.
+        starts: places in the list that were found.
+    """
 
     total: int
     items: list[msgspec.Raw]
+    starts: tuple[Start, ...] = ()
 
 
 @frozen
@@ -51,6 +59,7 @@ def page_of_agents(
     limit: int,
     *,
     total: int | None = None,
+    start: Start | None = None,
     by_id: bool = False,
 ) -> Page:
     """A page of the agents that satisfy a test, in an order that the test alone decides.
@@ -61,6 +70,7 @@ def page_of_agents(
         offset: how many to pass over.
         limit: how many at most.
         total: how many match, if that is known already.
+        start: a place in this list, at most ``offset`` rows after its beginning.
         by_id: in the order of their ids, whatever the test.
     """
     way = _way(connection, test, by_id=by_id)
@@ -68,8 +78,13 @@ def page_of_agents(
         total = _count(connection, way)
     if offset >= total:
         return Page(total, [])
-    ids = connection.execute(way.query.order_by(*way.order).offset(offset).limit(limit))
-    return Page(total, shown_agents(connection, ids.scalars().all()))
+    if start is not None:
+        way = _way(connection, test, by_id=by_id, start=start)
+    query = way.query.with_only_columns(*way.order, maintain_column_froms=True)
+    passed = offset if start is None else offset - start.offset
+    rows = connection.execute(query.order_by(*way.order).offset(passed).limit(limit)).all()
+    keys = [tuple(row) for row in rows]
+    return Page(total, shown_agents(connection, [key[-1] for key in keys]), starts_of(offset, keys))
 
 
 def count_of_agents(connection: Connection, test: Test) -> int:
@@ -79,8 +94,8 @@ def count_of_agents(connection: Connection, test: Test) -> int:
 
 def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) -> list[str]:
     """The ids of the next agents that satisfy a test, by id, after one id."""
-    way = _way(connection, test, by_id=True, goes_on=True)
-    query = way.query.where(way.agent_id > after).order_by(*way.order).limit(limit)
+    way = _way(connection, test, by_id=True, start=Start(0, (after,), after=True))
+    query = way.query.order_by(*way.order).limit(limit)
     return list(connection.execute(query).scalars().all())
 
 
@@ -89,18 +104,21 @@ def _count(connection: Connection, way: _Way) -> int:
     return int(connection.execute(counted).scalar_one())
 
 
-def _way(connection: Connection, test: Test, *, by_id: bool, goes_on: bool = False) -> _Way:
-    """The way for a test; one that goes on has conditions added to it."""
+def _way(connection: Connection, test: Test, *, by_id: bool, start: Start | None = None) -> _Way:
+    """The way for a test, from a place on."""
     test = flattened(test)
     tests = test.tests if isinstance(test, Every) else (test,)
     found = None
     for at, each in enumerate(tests):
-        found = _along(each, by_id=by_id)
+        found = _along(each, by_id=by_id, whole=start is None)
         if found is not None:
             tests = (*tests[:at], *tests[at + 1 :])
             break
     if found is None:
         found = _Way(select(agent.c.agent_id), agent.c.agent_id, _BY_ID, True)
+    if start is not None:
+        query = found.query.where(from_start(found.order, start))
+        found = _Way(query, found.agent_id, found.order, found.has_agent)
     rest = Every(tests)
     if rest == EVERYTHING:
         return found
@@ -108,14 +126,21 @@ def _way(connection: Connection, test: Test, *, by_id: bool, goes_on: bool = Fal
     if not found.has_agent:
         query = query.join(agent, agent.c.agent_id == found.agent_id)
     wanted = condition(rest, connection.dialect.name)
-    alone = found.order is _BY_ID and not goes_on
+    alone = found.order is _BY_ID and start is None
     sql = wanted.sql if alone else f"({wanted.sql})"
     query = query.where(text(sql).bindparams(**wanted.parameters))
     return _Way(query, found.agent_id, found.order, True)
 
 
-def _along(test: Test, *, by_id: bool) -> _Way | None:
-    """The way along the index of a single test, if it has one."""
+def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
+    """The way along the index of a single test, if it has one.
+
+    Args:
+        test: the test.
+        by_id: only one in the order of ids.
+        whole: from its beginning; else its lower bound is left out, since databases seek by that
+            even where they are told of a place far behind it.
+    """
     if not isinstance(test, IsIn | Matches) or len(test.path.parts) != 1:
         return None
     field = test.path.parts[0]
@@ -132,20 +157,24 @@ def _along(test: Test, *, by_id: bool) -> _Way | None:
             )
             return _Way(query, agent_ip.c.agent_id, (agent_ip.c.agent_id,), False)
         return None
-    prefix, whole = literal_prefix(test.pattern)
-    if by_id or not prefix or not whole:
+    prefix, alone = literal_prefix(test.pattern)
+    if by_id or not prefix or not alone:
         return None
     low, high = bounds_of(prefix)
     if field in _IN_ORDER:
         column = agent.c[field]
-        query = select(agent.c.agent_id).where(column >= low)
-        query = query if high is None else query.where(column < high)
+        query = _within(select(agent.c.agent_id), column, low if whole else None, high)
         return _Way(query, agent.c.agent_id, (column, agent.c.agent_id), True)
     if field in ADDRESS_FIELDS:
         address, previous = agent_ip.c.address, agent_ip.c.previous
         query = select(agent_ip.c.agent_id).where(
-            agent_ip.c.field == field, address >= low, or_(previous.is_(None), previous < low)
+            agent_ip.c.field == field, or_(previous.is_(None), previous < low)
         )
-        query = query if high is None else query.where(address < high)
+        query = _within(query, address, low if whole else None, high)
         return _Way(query, agent_ip.c.agent_id, (address, agent_ip.c.agent_id), False)
     return None
+
+
+def _within(query: Select[Any], column: Any, low: str | None, high: str | None) -> Select[Any]:
+    query = query if low is None else query.where(column >= low)
+    return query if high is None else query.where(column < high)
