@@ -101,7 +101,9 @@ class ServerTls:
         return True
 
     def forget_handshake(self) -> None:
-        """Give back the room that the handshake's messages took, once all of them are sent."""
+        """Give back the room that the handshake's messages took, unless something waits there."""
+        if self._connection is None:
+            return
         if _bio_pending(self._incoming, _NULL) or _bio_pending(self._outgoing, _NULL):
             return
         incoming, outgoing = _lib.BIO_new(_lib.BIO_s_mem()), _lib.BIO_new(_lib.BIO_s_mem())

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -72,7 +73,7 @@ class Gateway:
         settings: limits and rules.
         event_log: where records go; open.
         clock: for deadlines and rates.
-        wall: the time in unix seconds, for what others read.
+        wall: the time in unix seconds, for what others read; None for the system's.
         monotonic: seconds that only go forward, for rates.
     """
 
@@ -83,19 +84,19 @@ class Gateway:
         settings: AgentCenterSettings,
         event_log: EventLog,
         clock: IReactorTime,
-        wall: Callable[[], int] = lambda: int(time.time()),
+        wall: Callable[[], int] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
         self.event_log = event_log
         self.clock = clock
-        self.wall = wall
+        self.wall = _wall_clock() if wall is None else wall
         self.monotonic = monotonic
         self.table = AgentTable(settings.takeover_seconds)
         self.counters = Counters()
         self.tokens = TokenBook(monotonic)
         self.tags: TagBook | None = None  # None: nobody knows any
-        self.intake = Intake(settings, event_log, monotonic, wall, self.counters)
+        self.intake = Intake(settings, event_log, monotonic, self.wall, self.counters)
         self.per_agent: PerAgentMetrics | None = None
         self.flow_floor = FlowBudget.floor(settings)
         # One message at a time is decompressed: its room is kept free for good.
@@ -141,7 +142,7 @@ class Gateway:
             peer: the agent's address and port.
             shaken: called once, when the TLS handshake is over, well or not.
         """
-        grpc = GrpcServerConnection(self._limits, tuple(self._services))
+        grpc = GrpcServerConnection(self._limits, self._services)
         return AgentLink(
             grpc,
             self,
@@ -273,7 +274,7 @@ class Gateway:
             if name not in agent.plugins and len(agent.plugins) >= PLUGIN_LIMIT:
                 self.bad_heartbeat(stream, f"of more than {PLUGIN_LIMIT} plugins")
                 return
-            agent.plugins[name] = (body, self.wall())
+            agent.plugins[_shared(name)] = (body, self.wall())
         self.table.touch(agent)
         for follower in self._followers:
             follower.heartbeat(agent, data_type, texts)
@@ -295,3 +296,23 @@ class Gateway:
                 agent=stream.agent_id,
                 reason=reason,
             )
+
+
+def _wall_clock() -> Callable[[], int]:
+    """Unix seconds, as one object a second: many of them are kept for each agent."""
+    second = 0
+
+    def wall() -> int:
+        nonlocal second
+        now = int(time.time())
+        if now != second:
+            second = now
+        return second
+
+    return wall
+
+
+@lru_cache(maxsize=256)
+def _shared(name: bytes) -> bytes:
+    """The first of all equal names of plugins: agents run the same ones, so they share memory."""
+    return name

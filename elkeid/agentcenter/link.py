@@ -119,17 +119,19 @@ class AgentLink(Protocol):
         self._shaken = False
         self._tell_shaken: Callable[[], None] | None = shaken
         self._probe: tuple[bytes, IDelayedCall] | None = None
-        self._asking: list[Callable[[bool], None]] = []
+        self._asking: tuple[Callable[[bool], None], ...] = ()
         self._going_away = False  # GOAWAY is sent
         self._closing = False  # and nothing more will be
         self._lost = False
         self._backlog: deque[Event] | None = None  # events that wait for the next slice
-        self._watches: dict[int, Callable[[], None]] = {}  # of calls whose message is under way
+        # Of calls whose message is under way; None for none, as in most connections.
+        self._watches: dict[int, Callable[[], None]] | None = None
         self._deadline: IDelayedCall | None = None
         self._settings = settings
         self._memory = memory
         self._slices = slices
-        self._shares: dict[int, tuple[Share, IDelayedCall]] = {}  # stream -> room, deadline
+        # Stream -> room, deadline; None for none.
+        self._shares: dict[int, tuple[Share, IDelayedCall]] | None = None
         self._unroomed: Share | None = None  # nothing is read until it is granted
         self.reads = 0
         self.reads_seen = 0  # by the watch for silent peers, as the next
@@ -230,6 +232,8 @@ class AgentLink(Protocol):
         share = Share(self, stream_id, size)
         settings = self._settings
         deadline = self._clock.callLater(settings.message_seconds, self._overdue, stream_id)
+        if self._shares is None:
+            self._shares = {}
         others = sum(each.size for each, _ in self._shares.values())
         self._shares[stream_id] = (share, deadline)
         if others:  # a connection that waits could not finish those
@@ -278,10 +282,9 @@ class AgentLink(Protocol):
             self._act(event)
 
     def _give_back(self, stream_id: int) -> None:
-        held = self._shares.pop(stream_id, None)
-        if held is None:
+        if not self._shares or stream_id not in self._shares:
             return
-        share, deadline = held
+        share, deadline = self._shares.pop(stream_id)
         if deadline.active():
             deadline.cancel()
         self._memory.give_back(share)
@@ -323,8 +326,8 @@ class AgentLink(Protocol):
         self.transport.loseConnection()
 
     def _end_calls(self) -> None:
-        self._watches.clear()
-        for stream_id in list(self._shares):
+        self._watches = None
+        for stream_id in list(self._shares or ()):
             self._give_back(stream_id)
         for stream_id in list(self._open):
             self._open.pop(stream_id).over(None)
@@ -349,12 +352,16 @@ class AgentLink(Protocol):
     def watch(self, stream_id: int, moved: Callable[[], None] | None) -> None:
         """Call ``moved`` whenever bytes went out, until it is None or the call is over."""
         if moved is None:
-            self._watches.pop(stream_id, None)
+            self._unwatch(stream_id)
         else:
-            self._watches[stream_id] = moved
+            self._watches = {**(self._watches or {}), stream_id: moved}
+
+    def _unwatch(self, stream_id: int) -> None:
+        if self._watches is not None:
+            self._watches.pop(stream_id, None)
 
     def _tell_watches(self) -> None:
-        for moved in list(self._watches.values()):
+        for moved in list((self._watches or {}).values()):
             moved()
 
     def forget(self, stream_id: int, cancelled: CallCancelled | None = None) -> None:
@@ -363,7 +370,7 @@ class AgentLink(Protocol):
         call = self._open.pop(stream_id, None)
         if call is None:
             return
-        self._watches.pop(stream_id, None)
+        self._unwatch(stream_id)
         call.over(cancelled)
         if not self._open:
             if self._going_away:
@@ -377,7 +384,7 @@ class AgentLink(Protocol):
 
     def probe(self, seconds: float, answered: Callable[[bool], None]) -> None:
         """Ask the peer for a sign of life; ``answered`` gets whether it came in time."""
-        self._asking.append(answered)
+        self._asking += (answered,)
         if self._probe is None:  # else the PING under way serves this question too
             payload = urandom(8)
             timer = self._clock.callLater(seconds, self._unanswered, self.reads)
@@ -396,7 +403,7 @@ class AgentLink(Protocol):
         self._probe = None
         if timer.active():
             timer.cancel()
-        asking, self._asking = self._asking, []
+        asking, self._asking = self._asking, ()
         for tell in asking:
             tell(answered)
 

@@ -36,6 +36,8 @@ NOISE_SHARE: Final = 0.002
 """What a difference may be without a loss: some records, and the share of an interval's that
 0.1 s of its 60 s make up."""
 
+_MASK64: Final = (1 << 64) - 1
+
 RATE_LIMIT: Final = 1e6
 """Records a second; a higher rate is no agent's."""
 
@@ -84,10 +86,11 @@ class AgentLoss:
         "_at",
         "_buffer",
         "_flight",
+        "_handed",
+        "_heard",
         "_known",
         "_own",
         "_pending",
-        "_plugins",
         "_process",
         "_read",
         "intervals",
@@ -99,9 +102,10 @@ class AgentLoss:
         self._at: float | None = None  # of the last heartbeat, seconds
         self._process = b""  # of the agent, to know a restart
         self._read = self._own = 0  # records until the last heartbeat
-        # Plugins stand here by hashes of name and process: the texts would take 1 KiB.
-        self._plugins: dict[int, float] = {}  # -> rate
-        self._known: int | None = None  # a hash of them all, an interval ago
+        # Of the plugins heard of since: the sum of their rates, and of hashes of their names
+        # and processes. One that is heard of twice changes that, and so gives no figure.
+        self._handed, self._heard = 0.0, 0
+        self._known: int | None = None  # that of an interval ago
         self._pending: float | None = None  # records that the agent handed on for plugins
         self.intervals = self.skipped = 0
 
@@ -120,7 +124,8 @@ class AgentLoss:
         value = rate(fields)
         if value is not None:
             key = hash((fields.get(b"name", b""), fields.get(b"pid", b"")))
-            self._plugins[key] = value
+            self._heard = (self._heard + key) & _MASK64
+            self._handed += value
 
     def agent(
         self, fields: Mapping[bytes, bytes], at: float, read: int, own: int
@@ -155,10 +160,10 @@ class AgentLoss:
 
     def _settle_plugins(self) -> int:
         """Compare what plugins handed over in the interval before the last heartbeat."""
-        plugins, self._plugins = self._plugins, {}
-        known, self._known = self._known, hash(frozenset(plugins))
-        pending, self._pending = self._pending, None
+        rates, self._handed = self._handed, 0.0
+        known, self._known = self._known, self._heard
+        pending, self._pending, self._heard = self._pending, None, 0
         if pending is None or known != self._known:
             return 0
-        handed = sum(plugins.values()) * INTERVAL_SECONDS
+        handed = rates * INTERVAL_SECONDS
         return self._buffer.add(handed - pending, handed)

@@ -168,6 +168,7 @@ class TlsSocket:
         self._protocol.handshakeCompleted()
         if self.connected:
             self._receive(tls, 0)
+            tls.forget_handshake()  # again: most peers' first words come with their last of it
 
     def _receive(self, tls: ServerTls, size: int) -> None:
         try:

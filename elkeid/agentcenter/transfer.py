@@ -92,8 +92,8 @@ class TransferStream:
         self._encoding = encoding
         self._state = State.FIRST
         self._log_failures = gateway.event_log.failures
-        self._waiting: list[tuple[Header, int, bytes]] = []
-        self._waiting_results: list[tuple[int, bytes]] = []
+        self._waiting: tuple[tuple[Header, int, bytes], ...] = ()
+        self._waiting_results: tuple[tuple[int, bytes], ...] = ()
         self._waiting_bytes = 0  # of both, taken from the memory budget
         self._flow = FlowBudget(gateway.settings, gateway.monotonic())
         self._flow_timer: IDelayedCall | None = None  # until it is within its budget again
@@ -338,12 +338,12 @@ class TransferStream:
             return
         self._state = State.HOLDER
         self._gateway.joined(self)
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, ()
         for header, data_type, body in waiting:
             self._gateway.apply(self, header, data_type, body)
-        results, self._waiting_results = self._waiting_results, []
+        results, self._waiting_results = self._waiting_results, ()
         if results:
-            self._gateway.results(self, results)
+            self._gateway.results(self, list(results))
         self._forget_waiting()
         self._resume()
         self._link.flush()
@@ -356,7 +356,7 @@ class TransferStream:
         return True
 
     def _forget_waiting(self) -> None:
-        self._waiting, self._waiting_results = [], []
+        self._waiting, self._waiting_results = (), ()
         size, self._waiting_bytes = self._waiting_bytes, 0
         if size:
             self._gateway.memory.give(size)
@@ -368,7 +368,7 @@ class TransferStream:
                 self._gateway.results_refused(len(results))
                 return
             # As many as one window lets through: the call is paused meanwhile.
-            self._waiting_results += results
+            self._waiting_results += tuple(results)
         elif results:  # also of a stream that was ended in peace: it is read to its end
             self._gateway.results(self, results)
 
@@ -383,7 +383,7 @@ class TransferStream:
             elif self._state is State.HOLDER:
                 self._gateway.apply(self, header, kind, body)
             elif len(self._waiting) < WAITING_HEARTBEATS and self._keep_waiting(len(body)):
-                self._waiting.append((header, kind, body))
+                self._waiting += ((header, kind, body),)
 
     def half_closed(self) -> None:
         """All has come: store it, then say so."""

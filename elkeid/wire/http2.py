@@ -231,7 +231,8 @@ class Http2Server:
         self._limits = limits
         self._clock = clock
         self._streams: dict[int, Stream] = {}
-        self._closed: dict[int, bool] = {}  # id -> frames may still be in flight; bounded
+        # Id -> frames may still be in flight; bounded, and None until a stream is closed.
+        self._closed: dict[int, bool] | None = None
         self._highest = 0  # of the peer's stream ids
         self._last_taken = h2.STREAM_ID_MASK  # streams above it are ignored, once we went away
         self._over = False
@@ -805,13 +806,15 @@ class Http2Server:
     def _check_closed(self, stream_id: int, what: str) -> None:
         """End the connection unless the frame was in flight when we reset the stream."""
         self._check_not_idle(stream_id, what)
-        in_flight = self._closed.get(stream_id)
+        in_flight = None if self._closed is None else self._closed.get(stream_id)
         if in_flight is None and what == "HEADERS":
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, f"stream {stream_id} opened late")
         if not in_flight:
             raise Http2Error(ErrorCode.STREAM_CLOSED, f"{what} on closed stream {stream_id}")
 
     def _remember_closed(self, stream_id: int, in_flight: bool) -> None:
+        if self._closed is None:
+            self._closed = {}
         closed = self._closed
         closed[stream_id] = in_flight
         if len(closed) > CLOSED_STREAMS:

@@ -22,8 +22,8 @@ REMEMBERED_BYTES: Final = 2048
 """Of one of these, and of its fields with 32 more each; agents' have some 150 and 500. Larger ones
 are decoded anew."""
 
-_first_blocks: dict[tuple[int, bytes], Sequence[tuple[bytes, bytes]]] = {}
-# by limit and block: what came first on a connection, and was sound -> its fields
+_first_blocks: dict[tuple[int, bytes], tuple[bytes, Sequence[tuple[bytes, bytes]]]] = {}
+# by limit and block: what came first on a connection, and was sound -> that block, its fields
 
 
 class HeaderDecoder:
@@ -50,11 +50,11 @@ class HeaderDecoder:
         if self._decoder is None and not self._first:
             known = _first_blocks.get((self._limit, block))
             if known is not None:
-                self._first = block
-                return known
-            fields = self._decode(block)
-            _remember(self._limit, block, fields)
-            return fields
+                self._first, fields = known  # all connections share the block
+                return fields
+            decoded = self._decode(block)
+            _remember(self._limit, block, decoded)
+            return decoded
         if self._first:
             first, self._first = self._first, b""
             self._decode(first)  # fills the dynamic table that this block may refer to
@@ -77,7 +77,7 @@ def _remember(limit: int, block: bytes, fields: Fields) -> None:
         return
     if len(_first_blocks) >= REMEMBERED_BLOCKS:
         del _first_blocks[next(iter(_first_blocks))]
-    _first_blocks[limit, block] = tuple(fields)
+    _first_blocks[limit, block] = (block, tuple(fields))
 
 
 @lru_cache(maxsize=512)

@@ -185,3 +185,15 @@ def test_against_the_truth(
     held = BUFFER_RECORDS if waits else 0
     assert dropped - held - noise <= agent.loss.dropped <= dropped + held
     assert lost - noise <= agent.loss.in_flight <= lost
+
+
+def test_a_plugin_heard_of_twice_gives_no_figure() -> None:
+    """Which of the two is of this interval nobody knows; and names cost no memory."""
+    loss = AgentLoss()
+    rates = {b"tx_tps": b"10", b"pid": b"1"}
+    for minute in range(6):
+        loss.agent({b"tx_tps": b"10", b"pid": b"7"}, 60.0 * minute, 600 * minute, 0)
+        for _ in range(1 + (minute == 3)):
+            loss.plugin({b"name": b"driver", **rates})
+    assert loss.dropped == 0
+    assert loss.intervals == 5

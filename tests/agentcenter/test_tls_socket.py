@@ -274,6 +274,25 @@ class TransportTests(SynchronousTestCase):
         self.assertEqual(peer.protocol.got, [b"one two"])
         self.assertEqual(peer.got, b"three four five")
 
+    def test_first_words_with_the_end_of_the_handshake(self) -> None:
+        """They are not lost, and the handshake's room is given back behind them."""
+        peer = self.scene.dial()
+        peer.move()
+        self.scene.turn()
+        peer.move()
+        peer.tls.do_handshake()
+        peer.tls.send(b"early")
+        self.scene.settle()
+        self.assertEqual(peer.protocol.got, [b"early"])
+        engine = peer.server._tls
+        assert engine is not None
+        self.assertIsNone(engine._connection)
+        peer.tls.send(b"later")
+        peer.server.write(b"answer")
+        self.scene.settle()
+        self.assertEqual(peer.protocol.got, [b"early", b"later"])
+        self.assertEqual(peer.got, b"answer")
+
     def test_back_pressure(self) -> None:
         """A producer is paused while much waits for the peer, and resumed once it is sent."""
         peer = self.scene.meet()

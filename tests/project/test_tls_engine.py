@@ -78,14 +78,14 @@ class EngineTests(SynchronousTestCase):
         """Giving it back changes nothing for data, and nothing that waits is lost by it."""
         pair = Pair()
         pair.shake()
-        pair.server.forget_handshake()
-        pair.client.send(b"up")
-        self.assertEqual(pair.decrypted(taken(pair.client), 5), b"up")
         pair.client.send(b"waits")
         cipher = taken(pair.client)
         SSL._lib.BIO_write(pair.server._incoming, cipher, len(cipher))  # type: ignore[attr-defined]
-        pair.server.forget_handshake()
-        self.assertEqual(pair.server.decrypt(0), b"waits")
+        for _ in range(3):  # the first time something waits, the third nothing is to be given back
+            pair.server.forget_handshake()
+            self.assertEqual(pair.server.decrypt(0), b"waits" if pair.server._connection else b"")
+        pair.client.send(b"up")
+        self.assertEqual(pair.decrypted(taken(pair.client), 5), b"up")
         pair.client.bio_write(pair.server.encrypt(b"down"))
         self.assertEqual(pair.client.recv(100), b"down")
 
