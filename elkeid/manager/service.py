@@ -39,6 +39,7 @@ from elkeid.manager.fanout import Gateways
 from elkeid.manager.host_parts import HostParts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
+from elkeid.manager.job_api import AnnouncementRoutes, JobRoutes
 from elkeid.manager.live import LiveFeed
 from elkeid.manager.live_api import LiveRoutes
 from elkeid.manager.logins import Logins
@@ -194,6 +195,7 @@ class ManagerRole:
         inner = [
             InnerRoutes(self.store, self.metrics, drops, wall),
             UploadRoutes(self.uploads, self.metrics),
+            AnnouncementRoutes(),
         ]
         documentation = DocumentationRoutes(ABOUT)
         groups = [
@@ -205,6 +207,7 @@ class ManagerRole:
             LiveRoutes(self.live, token_check, threads, reactor),
             TaskRoutes(self.tasks, self.store),
             AgentTaskRoutes(self.tasks, self.store),
+            JobRoutes(self.tasks, self.store),
             DownloadRoutes(self.uploads, self.hosts.exports),
             *self.hosts.groups(self.agents, self.tag_news),
             *inner,
