@@ -45,6 +45,7 @@ from elkeid.eventlog.segment import list_segments
 from elkeid.eventlog.wakeup import Wakeup
 from elkeid.ledgers import Ledger
 from elkeid.wire.datatypes import RecordClass
+from elkeid.wire.mqdata import pieces
 
 MAX_BUFFER_BYTES = 512 * KiB
 """Commit at once when a turn has brought so much. What is joined, summed and copied to the page
@@ -356,6 +357,10 @@ class EventLog:
             suffix: MQData fields 4 to 15, the same for all.
             region: the records back to back, each as tag 0x0a, varint length, record.
         """
+        if len(region) > MAX_BUFFER_BYTES and count > 1:
+            for some, piece in pieces(region, MAX_BUFFER_BYTES):
+                self.append(cls, some, suffix, piece)
+            return
         log = self._logs[cls]
         log.parts += (pack_entry(count, len(suffix), len(region)), suffix, region)
         log.records += count

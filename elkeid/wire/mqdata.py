@@ -14,7 +14,15 @@ from attrs import frozen
 
 from elkeid.errors import WireError
 from elkeid.wire import item
-from elkeid.wire.protobuf import BYTES, VARINT, fields, length_delimited, signed, varint
+from elkeid.wire.protobuf import (
+    BYTES,
+    VARINT,
+    fields,
+    length_delimited,
+    read_varint,
+    signed,
+    varint,
+)
 from elkeid.wire.rawdata import Header
 
 FIELD_LIMIT: Final = 1024
@@ -91,6 +99,31 @@ def records(region: bytes) -> Iterator[bytes]:
         pos = end + 1
     if pos != end:
         raise WireError("region is cut short")
+
+
+def pieces(region: bytes, size: int) -> Iterator[tuple[int, bytes]]:
+    """Cut a region between records.
+
+    Args:
+        region: see `records`.
+        size: bytes of a piece; one with a single record may be larger.
+
+    Yields:
+        The number of records of a piece, and the piece.
+    """
+    start = pos = count = 0
+    end = len(region)
+    while pos < end:
+        length, body = read_varint(region, pos + 1, end)
+        after = body + length
+        if count and after - start > size:
+            yield count, region[start:pos]
+            start, count = pos, 0
+        pos, count = after, count + 1
+    if pos != end:
+        raise WireError("region is cut short")
+    if count:
+        yield count, region[start:]
 
 
 @frozen

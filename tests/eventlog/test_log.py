@@ -87,6 +87,22 @@ def test_much_in_one_turn_is_written_early(tmp_path: Path) -> None:
     server.close()
 
 
+def test_one_huge_batch_is_written_in_pieces(tmp_path: Path) -> None:
+    """It is whole and in order, and no frame is much larger than the buffer."""
+    server = Server(tmp_path)
+    numbers = range(MAX_BUFFER_BYTES // 2)  # of 6 to 8 bytes each
+    batch = region(*numbers)
+    assert len(batch) > 3 * MAX_BUFFER_BYTES
+    server.put(0)
+    writes = server.disk.count("writev")
+    server.log.append(TELEMETRY, len(numbers), SUFFIX, batch)
+    server.log.commit()
+    assert server.disk.count("writev") >= writes + 2
+    assert read_all(tmp_path)[1:] == [(number + 1, number) for number in numbers]
+    assert server.ledger()["appended"] == len(numbers) + 1
+    server.close()
+
+
 def test_fsync_within_the_interval(tmp_path: Path) -> None:
     """Written data is made durable after the fsync interval, and idle logs are left alone."""
     server = Server(tmp_path, fsync=1.0)

@@ -1,6 +1,7 @@
 """What readers and Kafka get of a record."""
 
 import contextlib
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -118,3 +119,27 @@ def test_damaged_values_raise_nothing_else(value: bytes) -> None:
     for read in (mqdata.decode, lambda region: list(mqdata.records(region)), item.decode_text):
         with contextlib.suppress(WireError):
             read(value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=30), st.integers(1, 700))
+def test_pieces_of_a_region(wanted: list[bytes], size: int) -> None:
+    """Cut between records, they are as large as they may be, and together the region."""
+    region = b"".join(put(1, record) for record in wanted)
+    found = list(mqdata.pieces(region, size))
+    assert b"".join(piece for _, piece in found) == region
+    got: list[bytes] = []
+    for count, piece in found:
+        inside = list(mqdata.records(piece))
+        assert len(inside) == count > 0
+        assert len(piece) <= size or count == 1
+        got += inside
+    assert got == wanted
+    for (_, piece), (_, after) in itertools.pairwise(found):
+        assert len(piece) + len(put(1, next(mqdata.records(after)))) > size
+
+
+def test_pieces_of_a_region_cut_short() -> None:
+    """The end of the last record is missing: refused, as when it is read."""
+    with pytest.raises(WireError):
+        list(mqdata.pieces(put(1, b"abc") + put(1, b"abc")[:-1], 4))
