@@ -196,8 +196,12 @@ class Entry(NamedTuple):
         return self.first_offset + self.records
 
 
+Row = tuple[RecordClass, int, int, bytes, bytes, int]
+"""The fields of an `Entry`, which is one, too, at four times the price of a plain tuple."""
+
+
 def add_entries(
-    entries: list[Entry],
+    entries: list[Row],
     record_class: RecordClass,
     header: FrameHeader,
     data: bytes,
@@ -218,11 +222,7 @@ def add_entries(
             middle = start + suffix_bytes
             at = middle + region_bytes
             entries.append(
-                # What Entry() does, at a third of its price.
-                _new(
-                    Entry,
-                    (record_class, offset, number, data[start:middle], data[middle:at], time_ms),
-                )
+                (record_class, offset, number, data[start:middle], data[middle:at], time_ms)
             )
             offset += number
     except struct.error:  # the bytes end within an entry's lengths

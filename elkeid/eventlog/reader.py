@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attrs import define
@@ -22,7 +22,7 @@ from elkeid.eventlog.cursors import (
     set_aside_damaged,
 )
 from elkeid.eventlog.files import FileOperations
-from elkeid.eventlog.format import Entry, SegmentName, add_entries, skip_records
+from elkeid.eventlog.format import Entry, Row, SegmentName, add_entries, skip_records
 from elkeid.eventlog.packed import open_segment
 from elkeid.eventlog.segment import Frame, SegmentReader, list_segments
 from elkeid.eventlog.state import STATE_FILE, LogState, read_state
@@ -100,17 +100,18 @@ class ClassReader:
             if entries:
                 return entries
 
-    def take(self, byte_limit: int) -> list[Entry]:
+    def take(self, byte_limit: int) -> Sequence[Row]:
         """The entries of the next frames, about so many bytes of them; none when there is none.
 
         What follows `position` without a gap is had in one go; anything else frame by frame.
         """
         segment = self._segment
         if segment is not None and not self._damage_since_frame:
-            entries = segment.take(self.record_class, self.position, byte_limit)
-            if entries:
-                self.position = entries[-1].end_offset
-                return entries
+            rows = segment.take(self.record_class, self.position, byte_limit)
+            if rows:
+                _, offset, count, _, _, _ = rows[-1]
+                self.position = offset + count
+                return rows
         stamp = self._stamp()
         if stamp == self._quiet_at and (segment is None or segment.position >= segment.size()):
             return []
@@ -142,8 +143,8 @@ class ClassReader:
         header = frame.header
         if header.end_offset <= self.position:
             return []
-        entries: list[Entry] = []
-        if not add_entries(entries, self.record_class, header, frame.body, 0):
+        rows: list[Row] = []
+        if not add_entries(rows, self.record_class, header, frame.body, 0):
             self._note_damage(frame.end - frame.start)
             return []
         if header.first_offset > self.position:
@@ -152,6 +153,7 @@ class ClassReader:
             )
         self._damage_since_frame = False
         start, self.position = self.position, header.end_offset
+        entries = [Entry._make(each) for each in rows]
         if header.first_offset < start:
             entries = [cut_entry(each, start) for each in entries if each.end_offset > start]
         return entries

@@ -10,8 +10,8 @@ from elkeid.eventlog.format import (
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
     SEGMENT_HEADER_BYTES,
-    Entry,
     FrameHeader,
+    Row,
     SegmentHeader,
     SegmentName,
     add_entries,
@@ -120,7 +120,7 @@ class SegmentReader:
         self.position = frame.end
         return frame
 
-    def take(self, record_class: RecordClass, offset: int, byte_limit: int) -> list[Entry]:
+    def take(self, record_class: RecordClass, offset: int, byte_limit: int) -> list[Row]:
         """Return what whole frames at the position hold, as far as they need no second thought.
 
         Args:
@@ -132,7 +132,7 @@ class SegmentReader:
         Returns:
             Their entries. None at all says nothing of what follows: `next` does.
         """
-        entries: list[Entry] = []
+        entries: list[Row] = []
         index = self.position - self._chunk_at
         if 0 <= index < len(self._chunk):
             index = self._scan(entries, record_class, offset, index, byte_limit)
@@ -152,7 +152,7 @@ class SegmentReader:
 
     def _scan(
         self,
-        entries: list[Entry],
+        entries: list[Row],
         record_class: RecordClass,
         offset: int,
         index: int,

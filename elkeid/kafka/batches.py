@@ -13,7 +13,7 @@ from typing import Final
 from attrs import define
 from crc32c import crc32c
 
-from elkeid.eventlog.format import Entry
+from elkeid.eventlog.format import Entry, Row
 from elkeid.kafka.compression import COMPRESSORS
 
 # Base offset, length, leader epoch, magic | CRC | attributes, last offset delta, base and
@@ -46,17 +46,42 @@ _ZIGZAG: Final = [_zigzag(number) for number in range(_TABLED)]
 """Lengths and offset deltas, of which nearly all are this small."""
 _AFTER: Final = [b"\0" + each for each in _ZIGZAG]
 """The same after a zero: the headers of the record before, or the attributes of this one."""
-_SIZED: Final = [number + len(each) for number, each in enumerate(_ZIGZAG)]
-"""Bytes of a value, and of its length before it."""
+_SHORT: Final = 64
+"""Numbers below take one byte, all others in the tables two."""
 _SPARE: Final = 9
 """Bytes that the numbers of a record take at most, while all are in the tables."""
 _PARTS: Final = 7
 """Of a record, in the list that becomes a batch."""
+_LAYOUTS: Final = 64
+"""Lists of lengths that are kept, 64 KiB each; agents of one kind need about four."""
+
+_lengths: dict[int, list[bytes]] = {}
+
+
+def _lengths_beside(fixed: int) -> list[bytes]:
+    """Lengths of records as they begin, by bytes of the value.
+
+    Args:
+        fixed: bytes of all else in a record, but for the value's own length.
+    """
+    if len(_lengths) >= _LAYOUTS:
+        _lengths.clear()
+    found = _AFTER[fixed + 1 : fixed + 1 + _SHORT] + _AFTER[fixed + 2 + _SHORT :]
+    _lengths[fixed] = found
+    return found
+
+
+def _sized(key: bytes) -> bytes:
+    """A key after its length."""
+    return (_ZIGZAG[len(key)] if len(key) < _TABLED else _zigzag(len(key))) + key
 
 
 UUID_FRONT: Final = b"\x22\x24"
+UUID_BEHIND: Final = b"\x22\x25"
 UUID_END: Final = 38
-"""How a suffix begins with an agent id of 36 bytes, as all but a few are, and where that ends."""
+"""A suffix between the two begins with an agent id of 36 bytes, as all but a few do, which ends
+there. To compare is quicker than to cut off the front."""
+_UUID_KEY: Final = _ZIGZAG[UUID_END - len(UUID_FRONT)]
 
 
 def agent_id(suffix: bytes) -> bytes:
@@ -79,7 +104,7 @@ def agent_id(suffix: bytes) -> bytes:
 class Batch:
     """One encoded record batch, and the entries it was made of."""
 
-    entries: list[Entry]
+    entries: list[Row]
     records: int
     region_bytes: int  # what they took in the log
     body: bytes  # all after the header
@@ -91,12 +116,17 @@ class Batch:
     @property
     def first_offset(self) -> int:
         """The log's offset of its first record."""
-        return self.entries[0].first_offset
+        return Entry._make(self.entries[0]).first_offset
+
+    @property
+    def end_offset(self) -> int:
+        """The log's offset after its last record."""
+        return Entry._make(self.entries[-1]).end_offset
 
     @property
     def oldest_ms(self) -> int:
         """When its first record was received, milliseconds since the epoch."""
-        return self.entries[0].time_ms
+        return Entry._make(self.entries[0]).time_ms
 
     @property
     def size(self) -> int:
@@ -124,7 +154,7 @@ class RegionDamaged(Exception):
 
 
 def encode(
-    pending: deque[Entry],
+    pending: deque[Row],
     byte_limit: int,
     record_limit: int,
     compression: str,
@@ -142,20 +172,22 @@ def encode(
     Raises:
         RegionDamaged: the first entry cannot be read; it stays where it is.
     """
-    table, after, sized = _ZIGZAG, _AFTER, _SIZED
-    timed = pending[0].first_offset >= untimed_before
-    base = last_ms = max_ms = pending[0].time_ms
+    table = _ZIGZAG
+    first = Entry._make(pending[0])
+    timed = first.first_offset >= untimed_before
+    base = last_ms = max_ms = first.time_ms
     front = b"\0\0"
     # Each record begins with the zero that ends the one before: that it has no headers.
     parts: list[bytes] = []
     size, delta, region_bytes = HEADER_BYTES, 0, 0
-    taken: list[Entry] = []
+    tabled = min(record_limit, _TABLED)
+    whole = 0  # entries, of those that are pending
+    cut: Row | None = None  # the part that is taken of the next
     arrivals: list[tuple[int, int]] = []
     counted = 0
-    while pending and delta < record_limit:
-        entry = pending[0]
-        _, offset, count, suffix, region, time_ms = entry
-        if (offset >= untimed_before) is not timed:
+    for entry in pending:
+        label, offset, count, suffix, region, time_ms = entry
+        if not timed and offset >= untimed_before:
             break  # times that are refused go apart
         if time_ms != last_ms:
             arrivals.append((last_ms, delta - counted))
@@ -163,68 +195,89 @@ def encode(
             if timed:
                 max_ms = max(max_ms, time_ms)
                 later = time_ms - base
-                front = after[later] if 0 <= later < _TABLED else b"\0" + _zigzag(later)
-        key = suffix[2:UUID_END] if suffix[:2] == UUID_FRONT else agent_id(suffix)
-        key_bytes = len(key)
-        middle = (table[key_bytes] if key_bytes < _TABLED else _zigzag(key_bytes)) + key
-        suffix_bytes = len(suffix)
+                front = _AFTER[later] if 0 <= later < _TABLED else b"\0" + _zigzag(later)
+        if UUID_FRONT < suffix < UUID_BEHIND:
+            middle = _UUID_KEY + suffix[2:UUID_END]
+        else:
+            middle = _sized(agent_id(suffix))
+        suffix_bytes, all_bytes = len(suffix), len(region)
         fixed = len(front) + len(middle) + 1
-        most = len(region) + count * (fixed + suffix_bytes + _SPARE)
+        most = all_bytes + count * (fixed + suffix_bytes + _SPARE)
         end_delta = delta + count
-        if size + most <= byte_limit and end_delta <= record_limit:
-            # All of it fits: nearly always, and as quickly as can be.
-            at = 1
-            try:
-                for offset_delta in table[delta:end_delta]:
-                    length = region[at]
-                    start = at + 1
-                    if length >= 0x80:
-                        length += (region[start] << 7) - 0x80
-                        start += 1
-                    at = start + length
-                    value = length + suffix_bytes
-                    parts += (
-                        after[fixed + len(offset_delta) + sized[value]],
-                        front,
-                        offset_delta,
-                        middle,
-                        table[value],
-                        region[start:at],
-                        suffix,
-                    )
-                    at += 1
-            except IndexError:
-                at = 0
-            if at == len(region) + 1 and end_delta <= _TABLED:
-                taken.append(pending.popleft())
-                delta, size, region_bytes = end_delta, size + most, region_bytes + len(region)
-                continue
-            del parts[_PARTS * delta :]  # damaged, or numbers beyond the tables
-        elif taken and end_delta <= record_limit:
+        if size + most <= byte_limit:
+            if end_delta <= tabled:
+                # All of it fits: nearly always, and as quickly as can be.
+                at, begin, end = 1, delta, end_delta
+                if begin < _SHORT < end:
+                    end = _SHORT
+                try:
+                    while True:
+                        beside = fixed + (1 if end <= _SHORT else 2)
+                        lengths = _lengths.get(beside) or _lengths_beside(beside)
+                        for offset_delta in table[begin:end]:
+                            length = region[at]
+                            if length < 0x80:
+                                start = at + 1
+                            else:
+                                length += (region[at + 1] << 7) - 0x80
+                                start = at + 2
+                            at = start + length
+                            value = length + suffix_bytes
+                            parts += (
+                                lengths[value],
+                                front,
+                                offset_delta,
+                                middle,
+                                table[value],
+                                region[start:at],
+                                suffix,
+                            )
+                            at += 1
+                        if end == end_delta:
+                            break
+                        begin, end = end, end_delta
+                except IndexError:
+                    at = 0
+                if at == all_bytes + 1:
+                    whole += 1
+                    delta = end_delta
+                    size += most
+                    region_bytes += all_bytes
+                    continue
+                del parts[_PARTS * delta :]  # damaged, or numbers beyond the tables
+        elif whole and end_delta <= record_limit:
+            break
+        if delta >= record_limit:
             break
         try:
             got, end = _add_records(
                 parts,
-                entry,
-                (front, middle),
+                (front, middle, suffix),
+                region,
                 first=delta,
                 most=min(count, record_limit - delta),
                 room=byte_limit - size,
             )
         except IndexError as error:
-            if taken:
+            if whole:
                 break  # sent first, so that nothing is lost with it
             raise RegionDamaged(f"records {offset} to {offset + count - 1}") from error
         delta, size, region_bytes = delta + got, size + most, region_bytes + end
         if got == count:
-            taken.append(pending.popleft())
+            whole += 1
             continue
         if got:
-            taken.append(entry._replace(records=got, region=region[:end]))
-            pending[0] = entry._replace(
-                first_offset=offset + got, records=count - got, region=region[end:]
-            )
+            cut = (label, offset, got, suffix, region[:end], time_ms)
+            rest = (label, offset + got, count - got, suffix, region[end:], time_ms)
         break
+    if whole == len(pending):
+        taken = list(pending)
+        pending.clear()
+    else:
+        taken = [pending.popleft() for _ in range(whole)]
+    if cut is not None:
+        taken.append(cut)
+        pending[0] = rest
     arrivals.append((last_ms, delta - counted))
     if not timed:
         base = max_ms = NO_TIME
@@ -238,8 +291,8 @@ def encode(
 
 def _add_records(
     parts: list[bytes],
-    entry: Entry,
-    front_and_middle: tuple[bytes, bytes],
+    constant: tuple[bytes, bytes, bytes],
+    region: bytes,
     *,
     first: int,
     most: int,
@@ -249,8 +302,8 @@ def _add_records(
 
     Args:
         parts: added to, `_PARTS` for each record.
-        entry: theirs.
-        front_and_middle: attributes and time; the key after its length.
+        constant: attributes and time; the key after its length; the suffix.
+        region: theirs.
         first: records in the batch so far.
         most: records to add.
         room: bytes to add; the first record of a batch goes in any case.
@@ -261,8 +314,7 @@ def _add_records(
     Raises:
         IndexError: the region does not hold what it says; nothing was added.
     """
-    front, middle = front_and_middle
-    suffix, region = entry.suffix, entry.region
+    front, middle, suffix = constant
     added: list[bytes] = []
     got = at = 0
     while got < most:

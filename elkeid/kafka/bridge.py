@@ -25,6 +25,7 @@ from elkeid.config import KAFKA_READER, KafkaSettings, MiB
 from elkeid.errors import OperatorError
 from elkeid.eventlog.cursors import ClassCursor, Cursor, cursor_path, save_cursor
 from elkeid.eventlog.files import FileOperations
+from elkeid.eventlog.format import Entry
 from elkeid.eventlog.reader import ClassReader, oldest_offset, take_place
 from elkeid.eventlog.wakeup import Wakeup
 from elkeid.kafka.batches import Batch, RegionDamaged, agent_id, encode
@@ -419,7 +420,7 @@ class Session:
             figures.batch_limit = min(figures.batch_limit, limit)
             slot.record_limit = max(1, batch.records // 2)
         elif isinstance(error, kafka.errors.InvalidTimestampError):
-            slot.untimed_before = batch.entries[-1].end_offset
+            slot.untimed_before = batch.end_offset
             self._say("time", "the broker refuses records' times: they are sent without")
         elif isinstance(error, _INVALID):
             if batch.records == 1:
@@ -442,7 +443,7 @@ class Session:
     def _set_aside(
         self, feed: ClassFeed, slot: Slot, batch: Batch, reason: str, now: float
     ) -> None:
-        entry = batch.entries[0]
+        entry = Entry._make(batch.entries[0])
         key, record = agent_id(entry.suffix), next(mqdata.records(entry.region))
         label = feed.record_class.label
         try:

@@ -18,9 +18,9 @@ from attrs import define, field
 
 from elkeid.config import MiB
 from elkeid.eventlog.cursors import ClassCursor
-from elkeid.eventlog.format import Entry
+from elkeid.eventlog.format import Entry, Row
 from elkeid.eventlog.reader import ClassReader, cut_entry
-from elkeid.kafka.batches import UUID_END, UUID_FRONT, Batch, agent_id
+from elkeid.kafka.batches import UUID_BEHIND, UUID_END, UUID_FRONT, Batch, agent_id
 from elkeid.kafka.partition import partition_of
 from elkeid.wire.datatypes import RecordClass
 
@@ -49,7 +49,7 @@ class Slot:
     """What one partition has of the class."""
 
     partition: int
-    pending: deque[Entry] = field(factory=deque)
+    pending: deque[Row] = field(factory=deque)
     pending_records: int = 0
     pending_bytes: int = 0
     batch: Batch | None = None  # under way
@@ -72,7 +72,7 @@ class Slot:
         """Offset of the oldest of them."""
         if self.batch is not None:
             return self.batch.first_offset
-        return self.pending[0].first_offset if self.pending else self.parked
+        return Entry._make(self.pending[0]).first_offset if self.pending else self.parked
 
     def add(self, entry: Entry) -> None:
         """Take an entry to be sent."""
@@ -100,7 +100,7 @@ class Slot:
     def park(self) -> None:
         """Forget what is pending; a lane reads it again."""
         if self.pending:
-            self.parked = self.pending[0].first_offset
+            self.parked = Entry._make(self.pending[0]).first_offset
             self.skipped += self.pending_records
             self.pending.clear()
             self.pending_records = self.pending_bytes = 0
@@ -250,9 +250,10 @@ class ClassFeed:
         size, known = 0, self._slot_by_agent
         for entry in entries:
             _, _, count, suffix, region, _ = entry
-            key = suffix[2:UUID_END] if suffix[:2] == UUID_FRONT else agent_id(suffix)
+            key = suffix[2:UUID_END] if UUID_FRONT < suffix < UUID_BEHIND else agent_id(suffix)
             slot = known.get(key) or self._slot_of(key)
-            size += len(region) + 1
+            region_bytes = len(region)
+            size += region_bytes + 1
             if slot.parked is not None:
                 slot.skipped += count
                 continue
@@ -260,7 +261,7 @@ class ClassFeed:
                 slot.progress_at = 0.0  # its time begins when it is looked at next
             slot.pending.append(entry)
             slot.pending_records += count
-            slot.pending_bytes += len(region)
+            slot.pending_bytes += region_bytes
         return size
 
     def _slot_of(self, key: bytes) -> Slot:
@@ -363,7 +364,7 @@ class ClassFeed:
 
     def unreadable(self, slot: Slot, now: float) -> int:
         """Pass over the slot's next entry, which cannot be read; return its records."""
-        entry = slot.pending.popleft()
+        entry = Entry._make(slot.pending.popleft())
         slot.pending_records -= entry.records
         slot.pending_bytes -= len(entry.region)
         self._expire("damaged", entry.records)
@@ -411,7 +412,7 @@ class ClassFeed:
     def oldest_ms(self) -> int | None:
         """When the oldest record in memory was received; None if there is none."""
         times = [
-            slot.batch.oldest_ms if slot.batch else slot.pending[0].time_ms
+            slot.batch.oldest_ms if slot.batch else Entry._make(slot.pending[0]).time_ms
             for slot in self.slots.values()
             if slot.batch or slot.pending
         ]

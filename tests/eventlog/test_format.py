@@ -12,6 +12,7 @@ from elkeid.eventlog.cursors import ClassCursor, Cursor, DamagedCursor, decode_c
 from elkeid.eventlog.format import (
     Entry,
     FrameHeader,
+    Row,
     SegmentHeader,
     SegmentName,
     add_entries,
@@ -100,11 +101,9 @@ def test_frame_bytes() -> None:
     header = decode_frame_header(data, 0, NAME.seed)
     assert header is not None
     assert header.end_offset == 1_000_002
-    entries: list[Entry] = []
-    assert add_entries(entries, TELEMETRY, header, b"before" + body, 6)
-    assert [(e.first_offset, e.records, e.suffix, e.region) for e in entries] == [
-        (1_000_000, 2, SUFFIX, region(1, 2))
-    ]
+    rows: list[Row] = []
+    assert add_entries(rows, TELEMETRY, header, b"before" + body, 6)
+    assert rows == [Entry(TELEMETRY, 1_000_000, 2, SUFFIX, region(1, 2), header.time_ms)]
     assert decode_frame_header(data, 0, SegmentName(1_000_000, NAME.ident + 1).seed) is None
 
 
@@ -139,10 +138,11 @@ def test_any_bytes_as_entries(body: bytes, records: int, entries: int, sizes: li
     """A body whose lengths and counts do not add up is refused as a whole."""
     body = pack_entry(*sizes) + body
     header = FrameHeader(len(body), 0, 10, records, entries, 0, 0, 0)
-    found: list[Entry] = []
-    if not add_entries(found, TELEMETRY, header, body + b"after", 0):
-        assert not found
+    rows: list[Row] = []
+    if not add_entries(rows, TELEMETRY, header, body + b"after", 0):
+        assert not rows
     else:
+        found = [Entry._make(each) for each in rows]
         assert sum(entry.records for entry in found) == records
         assert len(found) == entries
         used = sum(12 + len(entry.suffix) + len(entry.region) for entry in found)

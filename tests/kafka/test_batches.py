@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka.record.memory_records import MemoryRecords
 
-from elkeid.eventlog.format import Entry
+from elkeid.eventlog.format import Entry, Row
 from elkeid.kafka.batches import NO_TIME, Batch, RegionDamaged, agent_id, encode
 from elkeid.kafka.compression import COMPRESSORS, decompress
 from elkeid.kafka.consumer import teach_codecs
@@ -53,7 +53,7 @@ def test_batches_hold_every_record(
     entries: list[tuple[bytes, list[bytes], int]], limit: int, most: int, codec: str
 ) -> None:
     """However batches are cut, each record is in one, in order, with its key and time."""
-    pending, wanted, offset = deque[Entry](), list[tuple[bytes, bytes, int]](), 0
+    pending, wanted, offset = deque[Row](), list[tuple[bytes, bytes, int]](), 0
     for agent, each, late in entries:
         at = 1_790_000_000_000 + late
         pending.append(entry(agent, *each, offset=offset, time_ms=at))
@@ -65,25 +65,42 @@ def test_batches_hold_every_record(
         assert 1 <= batch.records <= most
         assert batch.first_offset == len(got)
         assert sum(count for _, count in batch.arrivals) == batch.records
-        assert sum(each.records for each in batch.entries) == batch.records
+        assert sum(Entry._make(each).records for each in batch.entries) == batch.records
         if codec == "none" and batch.records > 1:
             assert batch.size <= limit
         got += messages(batch)
     assert got == wanted
 
 
+def test_numbers_of_every_width() -> None:
+    """Offset deltas, times, keys and values are written right, be they short, long or longer."""
+    pending, wanted, offset = deque[Row](), list[tuple[bytes, bytes, int]](), 0
+    agents = (b"u" * 36, b"a", b"k" * 63, b"l" * 64, b"m" * 8100, b"n" * 9000, b"")
+    for number, count in enumerate((50, 50, 3, 60, 1, 1, 2, 8000, 30, 5)):
+        agent, at = agents[number % len(agents)], 1_790_000_000_000 + number**7
+        each = [b"x" * (index % 7) for index in range(count)]
+        if count < 10:
+            each = [b"y" * size for size in (50, 110, 8050, 8191, 17_000)][:count]
+        pending.append(entry(agent, *each, offset=offset, time_ms=at))
+        offset += count
+        wanted += [(agent, record(body) + suffix(agent), at) for body in each]
+    batch = encode(pending, 1 << 30, BIG, "none")
+    assert not pending
+    assert [(key or b"", *rest) for key, *rest in messages(batch)] == wanted
+
+
 def test_batch_can_be_made_again() -> None:
     """The entries of a batch make the same batch again, also those that it holds in part."""
-    pending = deque([entry(b"a", b"1", b"2", b"3"), entry(b"b", b"4", offset=3)])
+    pending = deque[Row]([entry(b"a", b"1", b"2", b"3"), entry(b"b", b"4", offset=3)])
     first = encode(pending, BIG, 2, "none")
-    assert [(each.first_offset, each.records) for each in pending] == [(2, 1), (3, 1)]
+    assert [each[1:3] for each in pending] == [(2, 1), (3, 1)]
     again = encode(deque(first.entries), BIG, BIG, "none")
     assert messages(again) == messages(first)
 
 
 def test_times_that_are_refused_go_apart() -> None:
     """Records sent without a time share no batch with others, and keep their order."""
-    pending = deque([entry(b"a", b"1", offset=7), entry(b"a", b"2", offset=8)])
+    pending = deque[Row]([entry(b"a", b"1", offset=7), entry(b"a", b"2", offset=8)])
     assert [each[2] for each in messages(encode(pending, BIG, BIG, "none", 8))] == [NO_TIME]
     (timed,) = messages(encode(pending, BIG, BIG, "none", 8))
     assert timed[2] == 1_790_000_000_000
@@ -92,7 +109,7 @@ def test_times_that_are_refused_go_apart() -> None:
 def test_damaged_region_costs_itself_alone() -> None:
     """What precedes a region that is no region is sent; then it is refused, and stays."""
     bad = entry(b"b", b"x")._replace(region=b"\x0a\x7f")
-    pending = deque([entry(b"a", b"1"), bad, entry(b"c", b"2")])
+    pending = deque[Row]([entry(b"a", b"1"), bad, entry(b"c", b"2")])
     assert [each[0] for each in messages(encode(pending, BIG, BIG, "none"))] == [b"a"]
     with pytest.raises(RegionDamaged):
         encode(pending, BIG, BIG, "none")
