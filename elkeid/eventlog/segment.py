@@ -9,6 +9,7 @@ from crc32c import crc32c
 from elkeid.eventlog.format import (
     FRAME_HEADER_BYTES,
     FRAME_MAGIC,
+    KEEP_LOCK,
     SEGMENT_HEADER_BYTES,
     FrameHeader,
     Row,
@@ -168,7 +169,7 @@ class SegmentReader:
                     break
                 body = index + FRAME_HEADER_BYTES
                 end = body + header[0]
-                if end > size or crc32c(view[body:end]) != header[1]:
+                if end > size or crc32c(view[body:end], 0, KEEP_LOCK) != header[1]:
                     break
                 if not add_entries(entries, record_class, header, chunk, body):
                     break
@@ -222,7 +223,7 @@ class SegmentReader:
         if index < 0:
             return None
         body = self._chunk[index : index + header.body_bytes]
-        if crc32c(body) != header.body_crc:
+        if crc32c(body, 0, KEEP_LOCK) != header.body_crc:
             return None
         return Frame(header, body, at, end)
 

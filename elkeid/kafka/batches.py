@@ -13,7 +13,7 @@ from typing import Final
 from attrs import define
 from crc32c import crc32c
 
-from elkeid.eventlog.format import Entry, Row
+from elkeid.eventlog.format import KEEP_LOCK, Entry, Row
 from elkeid.kafka.compression import COMPRESSORS
 
 # Base offset, length, leader epoch, magic | CRC | attributes, last offset delta, base and
@@ -146,7 +146,7 @@ class Batch:
             self.records,
         )
         front = _FRONT.pack(0, HEADER_BYTES - 12 + len(self.body), -1, _MAGIC)
-        return front + _CRC.pack(crc32c(self.body, crc32c(rest))) + rest
+        return front + _CRC.pack(crc32c(self.body, crc32c(rest), KEEP_LOCK)) + rest
 
 
 class RegionDamaged(Exception):
