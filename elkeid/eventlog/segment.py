@@ -80,6 +80,7 @@ class SegmentReader:
         self._seed = name.seed
         self._chunk, self._chunk_at = b"", 0
         self._last_bytes = 0  # of the body of the last frame that `take` returned
+        self._seen_size = 0  # of the file, when it was looked at last
         self._source = open_segment(path)
         try:
             self.header = decode_segment_header(self._source.pread(SEGMENT_HEADER_BYTES, 0), path)
@@ -137,19 +138,30 @@ class SegmentReader:
         index = self.position - self._chunk_at
         if 0 <= index < len(self._chunk):
             index = self._scan(entries, record_class, offset, index, byte_limit)
-        # The chunk ends within a frame, or the writer has got further.
-        if not entries and (left := self.size() - self.position) >= FRAME_HEADER_BYTES:
+        # The chunk ends within a frame, or the writer has got further. Each call to the system
+        # lets other threads go first, so there are few: one for a large frame among others.
+        if not entries and self._grown_to(self.position + FRAME_HEADER_BYTES):
             count = max(byte_limit, CHUNK_BYTES)
-            if self._last_bytes > CHUNK_BYTES // 2:  # one at a time, and no part of another
-                front = self._source.pread(FRAME_HEADER_BYTES, self.position)
-                if (header := decode_frame_header(front, 0, self._seed)) is not None:
-                    count = FRAME_HEADER_BYTES + header.body_bytes
+            if self._last_bytes > CHUNK_BYTES // 2:  # one at a time, and the header of the next
+                front, at = self._chunk, index
+                if not 0 <= index <= len(front) - FRAME_HEADER_BYTES:
+                    front, at = self._source.pread(FRAME_HEADER_BYTES, self.position), 0
+                if (header := decode_frame_header(front, at, self._seed)) is not None:
+                    count = FRAME_HEADER_BYTES + header.body_bytes + FRAME_HEADER_BYTES
+            if not self._grown_to(self.position + count):
+                count = max(0, self._seen_size - self.position)  # it may have been cut back
             self._chunk_at, index = self.position, 0
-            self._chunk = self._source.pread(min(count, left), self.position)
+            self._chunk = self._source.pread(count, self.position)
             index = self._scan(entries, record_class, offset, index, byte_limit)
         if entries:
             self.position = self._chunk_at + index
         return entries
+
+    def _grown_to(self, end: int) -> bool:
+        """Whether the file goes as far as that; looked up unless it did when last looked up."""
+        if self._seen_size < end:
+            self._seen_size = self.size()
+        return self._seen_size >= end
 
     def _scan(
         self,
