@@ -80,19 +80,22 @@ class Operator:
 
     def call(self, method: str, path: str, body: Any) -> Any:
         """``data`` of the answer."""
+        return self.timed(method, path, body)[0]
+
+    def timed(self, method: str, path: str, body: Any) -> tuple[Any, float]:
+        """``data`` of the answer, and how many milliseconds it took to come.
+
+        To decode a page of 100 agents takes this client longer than the server to make it.
+        """
         sent = None if body is None else json.dumps(body)
+        began = time.perf_counter()
         self._connection.request(method, path, sent, {"token": self._token})
         answer = self._connection.getresponse()
         text = answer.read()
+        took = (time.perf_counter() - began) * 1e3
         if answer.status != 200 or (decoded := json.loads(text))["code"] != 0:
             raise InvalidRun(f"{method} {path}: {answer.status} {text[:200]!r}")
-        return decoded["data"]
-
-    def milliseconds(self, method: str, path: str, body: Any) -> float:
-        """How long one call takes."""
-        began = time.perf_counter()
-        self.call(method, path, body)
-        return (time.perf_counter() - began) * 1e3
+        return decoded["data"], took
 
 
 def main() -> None:
@@ -132,7 +135,7 @@ def main() -> None:
                 raise InvalidRun("not all agents came")
             time.sleep(0.2)
         for route in ROUTES:
-            taken = sorted(operator.milliseconds(*route) for _ in range(asked.calls))
+            taken = sorted(operator.timed(*route)[1] for _ in range(asked.calls))
             median, late = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
             print(f"  {route[0]:4} {route[1]:50} p50 {median:5.1f} ms  p99 {late:5.1f} ms")
 

@@ -13,6 +13,7 @@ lost.
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -53,6 +54,33 @@ PAGE = 100
 """Agents of one page."""
 
 TICK = 0.005
+
+SLEEPER = f"""
+import sys, threading, time
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+worst, last = 0.0, time.perf_counter()
+while not ended.is_set():
+    time.sleep({TICK})
+    now = time.perf_counter()
+    worst, last = max(worst, now - last - {TICK}), now
+print(worst)
+"""
+"""Does nothing each `TICK` until its input ends, and prints by how many seconds it was late at
+most: by so much this machine makes anybody late."""
+
+
+@contextmanager
+def sleeper(figures: dict[str, Any]) -> Iterator[None]:
+    """Run a `SLEEPER` meanwhile, and note what it printed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            yield
+        finally:
+            printed, _ = child.communicate()
+    figures["a process that only sleeps, late by"] = f"{float(printed) * 1e3:.0f} ms"
 
 
 def entry(number: int, seen: int, load: int) -> msgspec.Raw:
@@ -248,7 +276,8 @@ async def main(arguments: argparse.Namespace) -> None:
             bench = Bench(store, threads, arguments.agents, now)
             keeper = Keeper(reactor)  # type: ignore[arg-type]
             keeper.start()
-            await bench.run(arguments.seconds)
+            with sleeper(bench.figures):
+                await bench.run(arguments.seconds)
             keeper.stop()
             await store.close()
         finally:
