@@ -593,6 +593,7 @@ class AdmissionFigures:
     memory_waiting: int
     memory_waits: int
     memory_evictions: int
+    unpacked: int
     vanished: int
     turns_cut: int
     slices_waiting: int
@@ -632,6 +633,7 @@ class AdmissionMetrics(FiguresCollector[AdmissionFigures]):
             ("over_budget_total", "Windows not refilled for an agent's rate", now.over_budget),
             ("memory_waits_total", "Messages that had to wait for room", now.memory_waits),
             ("memory_evictions_total", "Messages that had to make room", now.memory_evictions),
+            ("unpacked_total", "Large messages unpacked in a thread", now.unpacked),
             ("vanished_total", "Connections reset for their silence", now.vanished),
             ("turns_cut_total", "Reactor turns cut for their budget", now.turns_cut),
         ):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, execute
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -28,6 +28,7 @@ from elkeid.agentcenter.table import Agent, AgentTable
 from elkeid.agentcenter.tags import TagBook
 from elkeid.agentcenter.tokens import TokenBook
 from elkeid.agentcenter.transfer import TransferStream
+from elkeid.agentcenter.unpacking import INLINE_BYTES, InThread, Unpacker
 from elkeid.config import AgentCenterSettings
 from elkeid.errors import WireError
 from elkeid.eventlog.log import EventLog
@@ -75,6 +76,7 @@ class Gateway:
         clock: for deadlines and rates.
         wall: the time in unix seconds, for what others read; None for the system's.
         monotonic: seconds that only go forward, for rates.
+        in_thread: see `Unpacker`.
     """
 
     log = Logger()
@@ -86,6 +88,8 @@ class Gateway:
         clock: IReactorTime,
         wall: Callable[[], int] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        in_thread: InThread = execute,
     ) -> None:
         self.settings = settings
         self.event_log = event_log
@@ -99,6 +103,8 @@ class Gateway:
         self.intake = Intake(settings, event_log, monotonic, self.wall, self.counters)
         self.per_agent: PerAgentMetrics | None = None
         self.flow_floor = FlowBudget.floor(settings)
+        self.unpacker = Unpacker(in_thread)
+        self.inline_bytes = min(INLINE_BYTES, settings.decompressed_bytes)
         # One message at a time is decompressed: its room is kept free for good.
         self.memory = MemoryBudget(
             settings.memory_bytes - settings.decompressed_bytes, clock, self._held_elsewhere

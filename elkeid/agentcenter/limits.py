@@ -17,6 +17,7 @@ from elkeid.agentcenter import (
     sockets,
     tags,
     tokens,
+    unpacking,
     upload_tokens,
     uploads,
     watch,
@@ -255,6 +256,15 @@ def limits(settings: AgentCenterSettings) -> list[Limit]:
             "RESOURCE_EXHAUSTED",
             STREAMS,
             "agentcenter/test_transfer.py::test_bomb_is_stopped_before_memory_is_taken",
+        ),
+        Limit(
+            "unpacking.INLINE_BYTES",
+            unpacking.INLINE_BYTES,
+            "bytes of a message decompressed in the reactor's thread",
+            "6 ms of work; the largest message takes 0.15 s",
+            "unpacked in a thread, one at a time, while its connection waits",
+            "elkeid_ac_unpacked_total",
+            "agentcenter/test_unpacking.py::test_a_huge_message_keeps_nobody_else_waiting",
         ),
         setting(
             "memory_bytes",

@@ -123,7 +123,9 @@ class AgentLink(Protocol):
         self._going_away = False  # GOAWAY is sent
         self._closing = False  # and nothing more will be
         self._lost = False
-        self._backlog: deque[Event] | None = None  # events that wait for the next slice
+        # Events that wait for the next slice, or for the message that is being unpacked.
+        self._backlog: deque[Event] | None = None
+        self._kept = 0  # bytes of that message, of the memory budget
         # Of calls whose message is under way; None for none, as in most connections.
         self._watches: dict[int, Callable[[], None]] | None = None
         self._deadline: IDelayedCall | None = None
@@ -190,6 +192,9 @@ class AgentLink(Protocol):
         began = self._monotonic()
         while events and not self._closing:
             self._act(events.popleft())
+            if self._backlog is not None:  # what that one began is not done yet
+                self._backlog = events
+                return
             if events and self._monotonic() - began > SLICE_SECONDS:
                 self._backlog = events
                 self.transport.pauseProducing()
@@ -208,6 +213,33 @@ class AgentLink(Protocol):
             self._end()
         elif not self._closing:
             self._read_on()
+
+    def hold(self, stream_id: int) -> None:
+        """Act on nothing more, and read nothing, until `go_on`: a message is being unpacked.
+
+        Args:
+            stream_id: of its call, which gave it to who calls this. Its room stays taken.
+        """
+        self._backlog = deque()
+        self.transport.pauseProducing()
+        if not self._shares or stream_id not in self._shares:
+            return
+        share, deadline = self._shares[stream_id]
+        if share.waiting:  # all of it came in one read
+            self._give_back(stream_id)
+            return
+        del self._shares[stream_id]
+        deadline.cancel()
+        self._memory.keep(share)
+        self._kept = share.size
+
+    def go_on(self) -> None:
+        """Go on after `hold`."""
+        kept, self._kept = self._kept, 0
+        if kept:
+            self._memory.give(kept)
+        if self._backlog is not None:  # else the connection was reset meanwhile
+            self._go_on()
 
     @property
     def lost(self) -> bool:

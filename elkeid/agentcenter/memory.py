@@ -109,6 +109,10 @@ class MemoryBudget:
         """What `take` took becomes this share."""
         self._grant(share)
 
+    def keep(self, share: Share) -> None:
+        """A granted share stays, whoever waits, until `give` gives its bytes back."""
+        del self._shares[share]
+
     def give_back(self, share: Share) -> None:
         """A share is used no more, or waited for no more."""
         if share.waiting:

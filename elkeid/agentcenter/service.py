@@ -120,7 +120,9 @@ class AgentCenterRole:
             sharers=1 if worker is None else worker.of,
         )
         self._watch = SocketWatch(reactor, self.event_log)
-        self.gateway = Gateway(settings.agentcenter, self.event_log, reactor)
+        self.gateway = Gateway(
+            settings.agentcenter, self.event_log, reactor, in_thread=self._in_thread
+        )
         self.commands = Commands(self.gateway.table.get, reactor)
         self.gateway.follow(self.commands)
         self.registry = CollectorRegistry()
@@ -466,6 +468,7 @@ class AgentCenterRole:
             memory_waiting=memory.waiting,
             memory_waits=memory.waits,
             memory_evictions=memory.evictions,
+            unpacked=gateway.unpacker.messages,
             vanished=self.silence.vanished,
             turns_cut=self._watch.cut,
             slices_waiting=len(gateway.slices),

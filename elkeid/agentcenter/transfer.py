@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from elkeid.agentcenter.arrivals import Arrivals
 from elkeid.agentcenter.heartbeats import HEARTBEAT_BYTES, HEARTBEATS, PLUGIN_LIMIT
@@ -126,17 +127,50 @@ class TransferStream:
         gateway = self._gateway
         gateway.counters.messages += 1
         try:
-            if compressed:
-                data = self._decompress(body, gateway.settings.decompressed_bytes)
-            else:
-                data = body
+            data = self._decompress(body, gateway.inline_bytes) if compressed else body
             packet = split(data, self.header)
-        except (MessageTooLarge, TooManyFields) as error:
-            self._violate(Status.RESOURCE_EXHAUSTED, str(error))
-            return
+        except MessageTooLarge as error:
+            if gateway.inline_bytes < gateway.settings.decompressed_bytes:
+                self._unpack(body)
+            else:
+                self._refuse(error)
         except WireError as error:
-            self._violate(Status.INTERNAL, str(error))
-            return
+            self._refuse(error)
+        else:
+            self._receive(packet, len(data))
+
+    def _unpack(self, body: bytes) -> None:
+        """Take a large message, once a thread has unpacked it; nothing overtakes it."""
+        decompress, limit = self._decompress, self._gateway.settings.decompressed_bytes
+        known = self.header
+
+        def work() -> tuple[Packet, int]:
+            data = decompress(body, limit)
+            return split(data, known), len(data)
+
+        self._link.hold(self._stream_id)
+        self._gateway.unpacker.unpack(work, self._unpacked)
+
+    def _unpacked(self, result: tuple[Packet, int] | Failure) -> None:
+        if self._state is not State.OVER:  # else it was reset, or reading came to its end
+            try:
+                if isinstance(result, Failure):
+                    result.raiseException()
+                self._receive(*result)
+            except WireError as error:
+                self._refuse(error)
+            except Exception:
+                self._gateway.log.failure("a message is lost by a fault of ours")
+                self._link.abort()
+        self._link.go_on()
+
+    def _refuse(self, error: WireError) -> None:
+        exhausted = isinstance(error, MessageTooLarge | TooManyFields)
+        self._violate(Status.RESOURCE_EXHAUSTED if exhausted else Status.INTERNAL, str(error))
+
+    def _receive(self, packet: Packet, size: int) -> None:
+        """Take a batch of ``size`` bytes."""
+        gateway = self._gateway
         header = packet.header
         if header is not self.header:
             if not self._introduce(header):
@@ -148,10 +182,10 @@ class TransferStream:
             gateway.per_agent.count(self.agent_id, packet.count)
         flow = self._flow
         flow.records -= packet.count
-        flow.octets -= len(data)
+        flow.octets -= size
         if flow.records < gateway.flow_floor[0] or flow.octets < gateway.flow_floor[1]:
             self._slow_down()
-        if self._held is not None and self._hold(header, packet, len(data)):
+        if self._held is not None and self._hold(header, packet, size):
             return
         self._take(header, packet)
 
