@@ -11,7 +11,7 @@ from elkeid.manager.codes import EXCEED_LIMIT
 from elkeid.manager.filter import EVERYTHING, VALUE_LIMIT, FilterBody, IsIn, Path, Some, Test, parse
 from elkeid.manager.hosts import Hosts, adding, removing, replacing
 from elkeid.manager.roles import AGENT_READERS, AGENT_WRITERS
-from elkeid.manager.selection import AgentId, HostSelector, selected
+from elkeid.manager.selection import NOT_RETIRED, AgentId, HostSelector, selected
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.tags import TAGS_PER_HOST, Retagged, all_tags, tags_of
 from elkeid.web.refusals import CodedRefusal, ParameterInvalid
@@ -41,7 +41,8 @@ class TagOfList(msgspec.Struct):
 
 
 class TagQuery(msgspec.Struct):
-    """Query of ``addTags/filter``; ``all`` says that a filter without rules is meant so."""
+    """Query of ``addTags/filter``; ``all`` says that a filter without rules is meant so: for every
+    host that is not retired."""
 
     tag: Tag
     all: bool = False
@@ -154,8 +155,12 @@ class TagRoutes:
     async def add_to_filtered(self, call: Call[TagQuery, FilterBody | None]) -> object:
         """How many did not have it before."""
         tags, test = check_tags([call.query.tag], "tag"), parse(call.body)
-        if test == EVERYTHING and not call.query.all:
-            raise ParameterInvalid("filter: without rules it means every host; then say all=true")
+        if test == EVERYTHING:
+            if not call.query.all:
+                raise ParameterInvalid(
+                    "filter: without rules it means every host; then say all=true"
+                )
+            test = NOT_RETIRED
         done = await self._hosts.retag(test, adding(tags))
         _told(done)
         return Counted(done.changed)

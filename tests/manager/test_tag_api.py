@@ -90,6 +90,17 @@ class V1Tests(_Case):
             self.assertEqual((got.status, got.json["code"]), (400, 5))
         self.assertEqual(self.ok(f"{V1}/addTags/filter?tag=w&all=true", {}), {"count": 1})
 
+    def test_everybody_is_whoever_is_not_retired(self) -> None:
+        """Retired hosts are meant by what a filter says of them, and not by ``all``."""
+        self.ac.lose("a3")
+        self.deployment.network.advance(4)
+        self.ok(f"{V6}/RetireHosts", {"id_list": ["a3"]})
+        self.assertEqual(self.ok(f"{V1}/addTags/filter?tag=w&all=true", {}), {"count": 2})
+        self.assertEqual(self.tags(), {"a1": "w", "a2": "w", "a3": ""})
+        rules = [{"operator": "$eq", "value": "uninstalled"}]
+        retired = {"filter": [{"key": "agent_state", "condition": "$and", "rules": rules}]}
+        self.assertEqual(self.ok(f"{V1}/addTags/filter?tag=w", retired), {"count": 1})
+
     def test_refused(self) -> None:
         """Bodies and queries that break their schema are code 5."""
         for path, body in [
