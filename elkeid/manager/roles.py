@@ -45,16 +45,6 @@ CLUSTER_WRITERS = frozenset({0, 1})
 CLUSTER_READERS = AGENT_READERS
 """Who may see AgentCenters, their load and the ledger."""
 
-INGESTERS = frozenset({0, 1, 4})
-"""Who may bring alarms, assets, vulnerabilities and baselines: the hub, by an account of its own;
-whoever only reads could otherwise forge what others act upon."""
-
-ALARM_WRITERS = frozenset({0, 1, 2, 6, 8})
-"""Who may handle alarms, and change whitelists and notices."""
-
-RISK_WRITERS = frozenset({0, 1, 2, 7, 8})
-"""Who may handle vulnerabilities and baselines."""
-
 
 def level_of(role: str) -> int:
     """The level of a role given by name or number; `ValueError` says what there is."""
