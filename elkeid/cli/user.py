@@ -23,7 +23,9 @@ from elkeid.manager.store.backends import database_of
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
 from elkeid.manager.store.users import (
+    USERS_LIMIT,
     LastAdmin,
+    UsersFull,
     add_user,
     all_users,
     delete_users,
@@ -146,7 +148,13 @@ def add(invocation: Invocation, name: str, role: str, password_stdin: bool) -> N
 
 
 def _add(connection: Connection, name: str, level: int, stored: str) -> None:
-    if not add_user(connection, name, level, stored, int(time.time())):
+    try:
+        added = add_user(connection, name, level, stored, int(time.time()))
+    except UsersFull:
+        raise UserRefused(
+            f"there are {USERS_LIMIT} users already: delete some first (elkeid user del)"
+        ) from None
+    if not added:
         raise UserRefused(f"user {name} exists already: choose another name")
 
 

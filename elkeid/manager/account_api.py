@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from elkeid.manager.access import Identity
-from elkeid.manager.accounts import Accounts, NameTaken, UserRefused
-from elkeid.manager.codes import DUPLICATE, PARAM_INVALID
+from elkeid.manager.accounts import Accounts, NameTaken, TooManyUsers, UserRefused
+from elkeid.manager.codes import DUPLICATE, EXCEED_LIMIT, PARAM_INVALID
 from elkeid.manager.filter import PATTERN_CHARACTERS
 from elkeid.manager.logins import Logins
 from elkeid.manager.pages import Paged, PageQuery, listed
@@ -130,7 +130,7 @@ class AccountRoutes:
         summary="Make a user",
     )
     async def new(self, call: Call[None, NewUser]) -> object:
-        """Code 2 for a name that is taken, code 5 for a weak password."""
+        """Code 2 for a name that is taken, 5 for a weak password, 15 for too many users."""
         asked = call.body
         networks = checked_networks(asked.source_ip_list) or []
         try:
@@ -141,6 +141,8 @@ class AccountRoutes:
             raise CodedRefusal(PARAM_INVALID, str(error)) from error
         except NameTaken as error:
             raise CodedRefusal(DUPLICATE, str(error)) from error
+        except TooManyUsers as error:
+            raise CodedRefusal(EXCEED_LIMIT, str(error)) from error
         except UserRefused as error:
             raise ParameterInvalid(str(error)) from error
         return "ok"

@@ -13,6 +13,7 @@ from elkeid.manager.store.users import (
     USERS_LIMIT,
     LastAdmin,
     User,
+    UsersFull,
     add_user,
     all_users,
     begin_otp,
@@ -32,6 +33,10 @@ class UserRefused(RequestRefused):
 
 class NameTaken(UserRefused):
     """There is a user of this name already."""
+
+
+class TooManyUsers(UserRefused):
+    """Nobody can be added."""
 
 
 class Accounts:
@@ -64,7 +69,8 @@ class Accounts:
 
         Raises:
             PasswordRefused: the password is too weak.
-            NameTaken: in whatever case, or there are too many users.
+            NameTaken: in whatever case.
+            TooManyUsers: there are `USERS_LIMIT`.
             UserRefused: the name cannot be one.
         """
         try:
@@ -73,17 +79,22 @@ class Accounts:
             raise UserRefused(f"username: {error}") from error
         check_new_password(username, password, self._settings.password_characters)
         stored = await self._passwords.hash(password)
-        added = await self._store.write(
-            add_user,
-            username,
-            level,
-            stored,
-            int(self._wall()),
-            avatar=avatar,
-            networks=networks,
-        )
+        try:
+            added = await self._store.write(
+                add_user,
+                username,
+                level,
+                stored,
+                int(self._wall()),
+                avatar=avatar,
+                networks=networks,
+            )
+        except UsersFull:
+            raise TooManyUsers(
+                f"there are {USERS_LIMIT} users already: delete some first"
+            ) from None
         if not added:
-            raise NameTaken(f"user {username} exists already, or there are {USERS_LIMIT} users")
+            raise NameTaken(f"user {username} exists already")
 
     async def change(
         self,

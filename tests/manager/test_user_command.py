@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from elkeid.cli import main
 from elkeid.cli import user as user_module
+from elkeid.manager.store import users
 from elkeid.manager.store.audit import entries
 from elkeid.manager.store.logins import failures_of, note_failure
 from elkeid.manager.store.schema import audit
@@ -106,6 +107,17 @@ def test_name_that_is_taken(folder: Path) -> None:
     result = run("a", "--role", "3", "--password-stdin", typed=f"{PASSWORD}\n")
     assert (result.exit_code, "exists already" in result.output) == (1, True)
     assert stored(folder, "a").level == 0
+
+
+def test_too_many_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit that is the reason, not the name; nobody is added, and nothing noted."""
+    run("a", "--role", "admin", "--password-stdin", typed=f"{PASSWORD}\n")
+    monkeypatch.setattr(users, "USERS_LIMIT", 1)
+    result = run("b", "--role", "3", "--password-stdin", typed=f"{PASSWORD}\n")
+    assert result.exit_code == 1
+    assert "users already: delete some first" in result.output
+    assert "exists" not in result.output
+    assert command("user", "list").output == "a\tadmin\t0\t-\tanywhere\n"
 
 
 @pytest.fixture

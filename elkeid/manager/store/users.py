@@ -44,6 +44,10 @@ class User:
     otp_step: int = 0
 
 
+class UsersFull(Exception):
+    """There are `USERS_LIMIT` users."""
+
+
 class LastAdmin(Exception):
     """The change would leave no administrator."""
 
@@ -104,13 +108,16 @@ def add_user(
     """Add a user; ``password`` is a hash.
 
     Returns:
-        False if the name is taken, in whatever case, or there are `USERS_LIMIT` users.
+        False if the name is taken, in whatever case.
+
+    Raises:
+        UsersFull: nobody can be added.
     """
     like = select(user.c.id).where(func.lower(user.c.username) == username.lower()).limit(1)
     if connection.execute(like).first() is not None:
         return False
     if connection.execute(select(func.count()).select_from(user)).scalar_one() >= USERS_LIMIT:
-        return False
+        raise UsersFull
     values = {
         "username": username,
         "level": level,
