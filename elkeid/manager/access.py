@@ -255,4 +255,5 @@ class Access:
         except StoreError:
             self._used = used | self._used  # next time
         except Exception:  # a LoopingCall ends for good at the first error
+            self._used = used | self._used
             self.log.failure("the use of tokens could not be stored; trying on")

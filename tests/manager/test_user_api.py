@@ -2,10 +2,12 @@
 
 import stat
 from typing import Any
+from unittest.mock import patch
 
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from elkeid.manager import access
 from elkeid.manager.access import FLUSH_SECONDS
 from elkeid.manager.api import ENVELOPE, TokenCheck
 from elkeid.manager.roles import LEVELS
@@ -189,6 +191,21 @@ class TokenTests(_Case):
         self.deployment.network.clock.advance(FLUSH_SECONDS)
         self.deployment.network.clock.advance(570)
         self.assertEqual(self.call("GET", "/api/v1/user/info", token=token).status, 401)
+
+    def test_use_survives_a_bug(self) -> None:
+        """What could not be written back is written the next time, whatever went wrong."""
+        token = self.deployment.login()
+        self.deployment.network.clock.advance(500)
+        self.call("GET", "/api/v1/user/info", token=token)
+
+        def broken(*_: object) -> None:
+            raise ValueError("bug")
+
+        with patch.object(access, "slide_tokens", broken):
+            self.deployment.network.clock.advance(FLUSH_SECONDS)
+            self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.deployment.network.clock.advance(569)
+        self.assertEqual(self.call("GET", "/api/v1/user/info", token=token).status, 200)
 
     def test_expired_tokens_are_forgotten(self) -> None:
         """The database does not fill with tokens nobody uses."""
