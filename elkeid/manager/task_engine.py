@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
 from elkeid.manager.filter import FilterError
 from elkeid.manager.store.store import Store
@@ -169,6 +170,8 @@ class TaskEngine:
         self._timer: IDelayedCall | None = None
         self._looking = False
         self._renew_at = 0.0  # of the clock
+        self._outage = Outage("tasks wait for the database")
+        self._failures = 0  # of the outage, at the end of the last look
         self._stopping = True
         self._under_way: set[Deferred[None]] = set()
         self._idle: list[Deferred[None]] = []
@@ -246,11 +249,14 @@ class TaskEngine:
         try:
             if not self._stopping:
                 await self._look_around()
+                if self._failures == self._outage.failures:  # nor has anything else failed since
+                    self._outage.worked()
         except StoreError as error:
-            self.log.warn("tasks wait for the database: {error}", error=error)
+            self._outage.failed(error)
         except Exception:
             self.log.failure("looking after tasks failed; trying on")
         finally:
+            self._failures = self._outage.failures
             if not self._stopping:
                 self._timer = self._clock.callLater(LOOK_SECONDS, self._look_now)
 
@@ -316,7 +322,7 @@ class TaskEngine:
             try:
                 await work
             except StoreError as error:
-                self.log.warn("task {number}: {error}", number=worker.number, error=error)
+                self._outage.failed(error)
             finally:
                 worker.busy.discard(name)
 
@@ -381,7 +387,7 @@ class TaskEngine:
                 while await self._claim_some(worker):
                     pass
         except StoreError as error:
-            self.log.warn("task {number} waits: {error}", number=worker.number, error=error)
+            self._outage.failed(error)
         finally:
             worker.running = False
 
@@ -499,7 +505,7 @@ class TaskEngine:
             )
         except StoreError as error:
             held.done = done + held.done
-            self.log.warn("outcomes wait for the database: {error}", error=error)
+            self._outage.failed(error)
             pause = STORE_PAUSE
         else:
             self._metrics.superseded.inc(noted.superseded)

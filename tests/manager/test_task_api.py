@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from twisted.logger import globalLogPublisher
+
 from elkeid.manager.store.results import count_results
 from elkeid.web.answers import Answer
 
@@ -644,6 +646,33 @@ class FollowTests(TaskCase):
         told = len(heard)
         self.run_(self.create(id_list=["a1"]))
         self.assertEqual(len(heard), told)
+
+
+class OutageTests(TaskCase):
+    def test_is_told_once(self) -> None:
+        """While the database is away the log has one line of it, and one when it is back."""
+        told: list[str] = []
+
+        def keep(event: Any) -> None:
+            if event["log_level"].name != "debug" and "task_engine" in event["log_namespace"]:
+                told.append("engine")
+            if event.get("what") == "tasks wait for the database":
+                told.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(keep)
+        self.addCleanup(globalLogPublisher.removeObserver, keep)
+        self.commands.hold = True
+        task_id = self.create(id_list=["a1", "a2"])
+        self.run_(task_id, concurrence=1)
+        self.deployment.manager.store._open = False
+        self.commands.held.pop().callback(None)
+        self.network.advance(20, step=0.5)
+        self.assertEqual(told, ["warn"])
+        self.commands.hold = False
+        self.deployment.manager.store._open = True
+        self.network.advance(5, step=0.5)
+        self.assertEqual(told, ["warn", "info"])
+        self.assertEqual(self.states(task_id), {"a1": "succeed", "a2": "succeed"})
 
 
 class RestartTests(TaskCase):
