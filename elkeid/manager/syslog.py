@@ -1,5 +1,7 @@
 """Telling the head of the audit log to a syslog server, where nobody here can change it.
 
+A name is looked up again and again, and may have addresses of either family.
+
 Source: RFC 5424 (the message), RFC 6587 section 3.4.1 (framing on TCP).
 """
 
@@ -11,11 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.internet import ClientService, backoffPolicy
-from twisted.internet.abstract import isIPv6Address
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
 from twisted.internet.task import LoopingCall
+from zope.interface import implementer
 
 from elkeid.discovery.loops import Outage
 from elkeid.manager.store.audit import Head
@@ -26,6 +31,9 @@ PRIORITY = 13 * 8 + 5
 
 SEND_SECONDS = 1.0
 """The newest head is sent so often, if it changed: each covers all entries before it."""
+
+LOOKUP_SECONDS = 60.0
+"""The addresses of a name are used for so long; then it is looked up anew."""
 
 CONNECT_SECONDS = 10.0
 RETRY_SECONDS = 30.0
@@ -46,8 +54,93 @@ class _Quiet(Protocol):
 class _Datagrams(DatagramProtocol):
     """Sends."""
 
+    noisy = False
+
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Nobody has to say anything here."""
+
+
+@implementer(IResolutionReceiver)
+class _Found:
+    """Collects the addresses of a name, in the order of the system."""
+
+    def __init__(self) -> None:
+        self._addresses: list[str] = []
+        self.done: Deferred[list[str]] = Deferred()
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        """See `IResolutionReceiver`."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """See `IResolutionReceiver`."""
+        if isinstance(address, IPv4Address | IPv6Address):
+            self._addresses.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        """See `IResolutionReceiver`."""
+        self.done.callback(list(dict.fromkeys(self._addresses)))
+
+
+class _UdpOut:
+    """Sends to a host by UDP.
+
+    Args:
+        reactor: for sockets, time and names.
+        host: a name or an address.
+        port: of the server.
+    """
+
+    def __init__(self, reactor: Any, host: str, port: int) -> None:
+        self._reactor, self._host, self._port = reactor, host, port
+        self._addresses: list[str] = []
+        self._known_until = 0.0  # of the reactor
+        self._sockets: dict[str, _Datagrams] = {}  # by the interface that tells the family
+
+    async def send(self, data: bytes) -> None:
+        """Send to the first address that takes it.
+
+        Raises:
+            OSError: none does, or there is none.
+        """
+        if not self._addresses or self._reactor.seconds() >= self._known_until:
+            self._addresses = await self._look_up()
+            self._known_until = self._reactor.seconds() + LOOKUP_SECONDS
+        failed: OSError = ConnectionError(f"{self._host} has no address")
+        for address in self._addresses:
+            try:
+                transport: Any = self._socket(address).transport
+                transport.write(data, (address, self._port))
+                return
+            except OSError as error:  # no way there from this machine
+                failed = error
+        self._addresses = []
+        raise failed
+
+    async def _look_up(self) -> list[str]:
+        if isIPAddress(self._host) or isIPv6Address(self._host):
+            return [self._host]
+        found = _Found()
+        self._reactor.nameResolver.resolveHostName(
+            found, self._host, self._port, transportSemantics="UDP"
+        )
+        return await found.done
+
+    def _socket(self, address: str) -> _Datagrams:
+        interface = "::" if isIPv6Address(address) else ""
+        if interface not in self._sockets:
+            made = _Datagrams()
+            self._reactor.listenUDP(0, made, interface=interface)
+            self._sockets[interface] = made
+        return self._sockets[interface]
+
+    async def close(self) -> None:
+        """Close the sockets."""
+        sockets, self._sockets = self._sockets, {}
+        for each in sockets.values():
+            transport: Any = each.transport
+            stopped = transport.stopListening()
+            if isinstance(stopped, Deferred):
+                await stopped
 
 
 class AuditSyslog:
@@ -69,8 +162,7 @@ class AuditSyslog:
         self._host, self._port = parts.hostname or "", parts.port or 0
         self._newest: Head | None = None
         self._service: ClientService | None = None
-        self._datagrams: Any = None  # of UDP
-        self._target: str | None = None  # of UDP, once the name is known
+        self._udp: _UdpOut | None = None
         self._outage = Outage("audit heads are not sent to syslog")
         self._sending = LoopingCall(self._send)
         self._sending.clock = reactor
@@ -93,12 +185,7 @@ class AuditSyslog:
             )
             self._service.startService()
         elif self._kind == "udp":
-            self._datagrams = _Datagrams()
-            self._datagrams.noisy = False
-            interface = ""
-            if isIPv6Address(self._host):
-                interface, self._target = "::", self._host
-            self._reactor.listenUDP(0, self._datagrams, interface=interface)
+            self._udp = _UdpOut(self._reactor, self._host, self._port)
         self._sending.start(SEND_SECONDS, now=False)
 
     async def stop(self) -> None:
@@ -109,10 +196,8 @@ class AuditSyslog:
         await self._send()
         if self._service is not None:
             await self._service.stopService()
-        if self._datagrams is not None:
-            stopped = self._datagrams.transport.stopListening()
-            if isinstance(stopped, Deferred):
-                await stopped
+        if self._udp is not None:
+            await self._udp.close()
 
     async def _send(self) -> None:
         head = self._newest
@@ -133,10 +218,8 @@ class AuditSyslog:
     async def _deliver(self, data: bytes) -> None:
         if self._service is not None:
             await self._stream_out(self._service, data)
-        elif self._datagrams is not None:
-            if self._target is None:
-                self._target = await self._reactor.resolve(self._host)
-            self._datagrams.transport.write(data, (self._target, self._port))
+        elif self._udp is not None:
+            await self._udp.send(data)
         else:
             self._unix_out(data)
 

@@ -1,5 +1,6 @@
 """Heads of the audit log on their way to a syslog server."""
 
+import errno
 import socket
 import tempfile
 from pathlib import Path
@@ -7,20 +8,64 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from twisted.internet._resolver import HostResolution
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IResolutionReceiver
 from twisted.internet.protocol import DatagramProtocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from elkeid import config
 from elkeid.errors import ConfigError
 from elkeid.manager.store.audit import Head
-from elkeid.manager.syslog import SEND_SECONDS, AuditSyslog, message
+from elkeid.manager.syslog import LOOKUP_SECONDS, SEND_SECONDS, AuditSyslog, message
 from elkeid.metrics import ManagerMetrics
 from tests.web.memory import NOW
 
 HASH = "ab" * 32
+
+
+class Transport:
+    """A UDP port."""
+
+    def __init__(self, reactor: "DatagramReactor", interface: str) -> None:
+        self._reactor, self._interface = reactor, interface
+
+    def write(self, data: bytes, target: Any) -> None:
+        """Send."""
+        if self._interface in self._reactor.unreachable:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        self._reactor.sent.append((data, target))
+
+    def stopListening(self) -> Deferred[None]:
+        """Close the port."""
+        self._reactor.interfaces.remove(self._interface)
+        return succeed(None)
+
+
+@implementer(IHostnameResolver)
+class Names:
+    """Knows one name."""
+
+    def __init__(self) -> None:
+        self.addresses = ["192.0.2.7"]
+        self.asked = 0
+
+    def resolveHostName(
+        self, receiver: IResolutionReceiver, hostName: str, portNumber: int = 0, *_: Any, **__: Any
+    ) -> IHostResolution:
+        """Tell its addresses."""
+        self.asked += 1
+        resolution = HostResolution(hostName)
+        receiver.resolutionBegan(resolution)
+        for each in self.addresses:
+            kind = IPv6Address if ":" in each else IPv4Address
+            receiver.addressResolved(kind("UDP", each, portNumber))
+        receiver.resolutionComplete()
+        return resolution
 
 
 class DatagramReactor(MemoryReactorClock):
@@ -29,27 +74,16 @@ class DatagramReactor(MemoryReactorClock):
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[tuple[bytes, Any]] = []
-        self.listening = 0
-        self.interfaces: list[str] = []
+        self.interfaces: list[str] = []  # of open ports
+        self.unreachable: set[str] = set()
+        self.names = Names()
+        self.installNameResolver(self.names)
 
     def listenUDP(self, port: int, protocol: DatagramProtocol, *args: Any, **kwargs: Any) -> Any:
         """Open a port."""
-        self.listening += 1
-        self.interfaces.append(kwargs.get("interface", ""))
-        protocol.transport = self  # type: ignore[assignment]
-
-    def write(self, data: bytes, target: Any) -> None:
-        """Send."""
-        self.sent.append((data, target))
-
-    def stopListening(self) -> Deferred[None]:
-        """Close the port."""
-        self.listening -= 1
-        return succeed(None)
-
-    def resolve(self, name: str, timeout: Any = ()) -> Deferred[str]:
-        """Every name is one address."""
-        return succeed("192.0.2.7")
+        interface = kwargs.get("interface", "")
+        self.interfaces.append(interface)
+        protocol.transport = Transport(self, interface)  # type: ignore[assignment]
 
 
 class SyslogTests(SynchronousTestCase):
@@ -100,7 +134,7 @@ class SyslogTests(SynchronousTestCase):
         syslog.tell(Head(4, HASH))
         self.stop(syslog)
         self.assertEqual(len(self.reactor.sent), 2)
-        self.assertEqual(self.reactor.listening, 0)
+        self.assertEqual(self.reactor.interfaces, [])
         self.assertEqual(self.count("sent"), 2)
 
     def test_udp_to_ipv6(self) -> None:
@@ -110,11 +144,45 @@ class SyslogTests(SynchronousTestCase):
         self.reactor.advance(SEND_SECONDS)
         self.assertEqual([target for _, target in self.reactor.sent], [("2001:db8::7", 514)])
         self.assertEqual(self.reactor.interfaces, ["::"])
+        self.assertEqual(self.reactor.names.asked, 0)
         self.stop(syslog)
+
+    def send(self, syslog: AuditSyslog, seq: int, seconds: float = SEND_SECONDS) -> list[str]:
+        """Tell a head; where it went."""
+        self.reactor.sent.clear()
+        syslog.tell(Head(seq, HASH))
+        self.reactor.advance(seconds)
+        return [host for _, (host, _) in self.reactor.sent]
+
+    def test_name_of_either_family(self) -> None:
+        """The first address that can be reached is taken, IPv6 or IPv4."""
+        syslog = self.syslog("udp://log.example:514")
+        self.reactor.names.addresses = ["2001:db8::7", "192.0.2.7"]
+        self.assertEqual(self.send(syslog, 1), ["2001:db8::7"])
+        self.reactor.unreachable = {"::"}
+        self.assertEqual(self.send(syslog, 2), ["192.0.2.7"])
+        self.assertEqual((self.reactor.interfaces, self.reactor.names.asked), (["::", ""], 1))
+        self.stop(syslog)
+        self.assertEqual(self.reactor.interfaces, [])
+
+    def test_name_that_moves(self) -> None:
+        """It is looked up anew after a while, and at once where its addresses lead nowhere."""
+        syslog = self.syslog("udp://log.example:514")
+        self.assertEqual(self.send(syslog, 1), ["192.0.2.7"])
+        self.reactor.names.addresses = ["192.0.2.8"]
+        self.assertEqual(self.send(syslog, 2), ["192.0.2.7"])
+        self.assertEqual(self.send(syslog, 3, LOOKUP_SECONDS), ["192.0.2.8"])
+        self.reactor.unreachable = {""}
+        self.assertEqual(self.send(syslog, 4), [])
+        self.reactor.names.addresses = ["2001:db8::8"]
+        self.assertEqual(self.send(syslog, 5), ["2001:db8::8"])
+        self.reactor.names.addresses = []
+        self.assertEqual(self.send(syslog, 6, LOOKUP_SECONDS), [])
+        self.assertEqual((self.count("sent"), self.count("failed")), (4, 2))
 
     def test_tcp(self) -> None:
         """One connection, each message with its length; what cannot be sent is tried again."""
-        self.reactor.resolve = lambda name, timeout=(): succeed(name)  # type: ignore[assignment]
+        self.reactor.names.addresses = ["127.0.0.1"]
         syslog = self.syslog("tcp://127.0.0.1:601")
         syslog.tell(Head(1, HASH))
         self.reactor.advance(SEND_SECONDS)
