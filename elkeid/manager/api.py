@@ -27,7 +27,7 @@ from elkeid.manager.filter import FilterError
 from elkeid.manager.hosts import TooManyHosts
 from elkeid.manager.logins import LoginRefused
 from elkeid.manager.shared_api import refusal_of
-from elkeid.manager.store.store import StoreBusy
+from elkeid.manager.store.store import StoreBusy, searching_for
 from elkeid.manager.store.users import User
 from elkeid.manager.uploads import UploadRefused
 from elkeid.manager.user_api import refusal_of as login_refusal
@@ -102,6 +102,7 @@ class TokenCheck:
                 await self._audit.refused(call, error.user, 401, AUTH_FAILED, str(error))
             raise AuthenticationFailed(str(error)) from error
         user = identity.user
+        searching_for(user.id)
         call.answer_headers["user"] = user.username
         refusal = self._refusal(call, user)
         if refusal is not None:

@@ -84,6 +84,15 @@ def _of_users(settings: ManagerSettings) -> list[Limit]:
             "test_store.py::test_searches_leave_a_reader_free",
         ),
         (
+            "store.SEARCHES_PER_USER",
+            store.SEARCHES_PER_USER,
+            "of them for one user",
+            "others find places beside whoever asks for as many as there are",
+            "503",
+            ANSWERS,
+            "test_owasp.py::test_searches_of_one_user",
+        ),
+        (
             "filtersql.PARAMETERS",
             filtersql.PARAMETERS,
             "parameters of a filter in SQL",

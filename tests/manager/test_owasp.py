@@ -15,11 +15,14 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.web.http_headers import Headers
 
 import elkeid
 from elkeid.manager.access import TOKEN_CHARACTERS
 from elkeid.manager.pages import PAGE_LIMIT, PAGE_SIZE_LIMIT
 from elkeid.manager.passwords import WAITING_LIMIT, Passwords
+from elkeid.manager.store import store
+from elkeid.manager.store.store import SEARCHES_AT_ONCE
 from elkeid.web.answers import Answer
 from elkeid.web.client import Credentials
 from elkeid.web.openapi import template_of
@@ -315,6 +318,42 @@ class ResourceTests(FaceCase):
         for _ in range(WAITING_LIMIT):
             Deferred.fromCoroutine(passwords.hash("x"))
         self.failureResultOf(Deferred.fromCoroutine(passwords.hash("x")))
+
+    def test_searches_of_one_user(self) -> None:
+        """Who asks for more at once than a user may is told to wait; others are served."""
+        self.patch(store, "SEARCHES_PER_USER", 2)
+        network, searching = self.deployment.network, self.deployment.manager.store._searching
+        for _ in range(SEARCHES_AT_ONCE):
+            self.successResultOf(searching.acquire())  # by what takes long
+        asked: list[Deferred[Any]] = []
+        rules = [{"operator": "$regex", "value": "^web-"}]
+        body = msgspec.json.encode(
+            {"filter": [{"key": "hostname", "condition": "$and", "rules": rules}]}
+        )
+
+        def ask(token: str) -> None:
+            port = self.deployment.settings.manager.port
+            headers = Headers({"token": [token], "content-type": ["application/json"]})
+            url = f"http://127.0.0.1:{port}{FILTER}"
+            made = self.deployment._exchange("POST", url, headers, body)
+            asked.append(Deferred.fromCoroutine(made))
+            network.flush()
+
+        for _ in range(3):
+            ask(self.admin)
+        ask(self.deployment.add_user("reader", 5))
+        refused = self.successResultOf(asked.pop(2))
+        self.assertEqual(refused.status, 503)
+        self.assertIn("too many searches of one user", refused.text.decode())
+        for each in asked:
+            self.assertNoResult(each)
+        for _ in range(SEARCHES_AT_ONCE):
+            searching.release()
+        network.flush()
+        for each in asked:
+            self.assertEqual(self.successResultOf(each).json["code"], 0)
+        for _ in range(3):  # their places are free again
+            self.assertEqual(self.ask(FILTER, msgspec.json.decode(body)).json["code"], 0)
 
     def test_expressions(self) -> None:
         """What is dear for other engines is linear here, and long ones are refused."""

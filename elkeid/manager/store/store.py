@@ -1,6 +1,8 @@
 """The store as the reactor sees it: queries run in threads, bounded, writes one at a time."""
 
+from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from sqlalchemy import Connection
@@ -32,8 +34,19 @@ those of tokens, tasks and reports."""
 SEARCHES_LIMIT = 50
 """Searches in progress or waiting; beyond, they are refused instead of piling up."""
 
+SEARCHES_PER_USER = 10
+"""Of them for one user: a page of the console asks for two or three at once, and four others still
+find places beside a user who asks for as many as there are."""
+
 TRIES = 5
 """Of a write that meets other Managers' locks crosswise; the second one nearly always works."""
+
+
+CAUSES = 10
+"""Of one outage that the log is told of."""
+
+_TROUBLE = "the database cannot be used now, the log says why"
+"""What anybody may be told: the cause may name its address and its users."""
 
 
 class StoreBusy(StoreError):
@@ -42,6 +55,14 @@ class StoreBusy(StoreError):
 
 class StoreFailed(StoreError):
     """The database refused a query; the log has the reason."""
+
+
+_searcher: ContextVar[int | None] = ContextVar("searcher", default=None)
+
+
+def searching_for(user_id: int) -> None:
+    """Let searches count as this user's from now on, in the coroutine that calls this."""
+    _searcher.set(user_id)
 
 
 class Threads(Protocol):
@@ -83,18 +104,19 @@ class Store:
         self._database, self._threads = database, threads
         self._writing = DeferredLock()
         self._searching = DeferredSemaphore(SEARCHES_AT_ONCE)
-        self._searches = 0
+        self._searches: Counter[int | None] = Counter()  # by user
         self._pending = 0
         self._idle: list[Deferred[None]] = []
         self._open = False
         self._failure = ""  # of the last write
-        self._trouble = ""  # of the last query, if the database itself failed
+        self._causes: set[str] = set()  # why the database itself fails now, as told to the log
 
     def problems(self) -> list[str]:
         """Why queries cannot be served, for ``/ready``."""
         if not self._open:
             return ["the database is not open"]
-        return list(dict.fromkeys(each for each in (self._trouble, self._failure) if each))
+        trouble = _TROUBLE if self._causes else ""
+        return list(dict.fromkeys(each for each in (trouble, self._failure) if each))
 
     @property
     def pending(self) -> int:
@@ -143,21 +165,24 @@ class Store:
         A caller that stops waiting before its turn leaves the line.
 
         Raises:
-            StoreBusy: too many wait.
+            StoreBusy: too many wait, in all or for the user of `searching_for`.
             StoreFailed: the database refused it.
             QueryTooLong: it took too long.
         """
-        if self._searches >= SEARCHES_LIMIT:
+        whose = _searcher.get()
+        if self._searches.total() >= SEARCHES_LIMIT:
             raise StoreBusy("too many searches at once; try again")
-        self._searches += 1
+        if whose is not None and self._searches[whose] >= SEARCHES_PER_USER:
+            raise StoreBusy("too many searches of one user at once; wait for their answers")
+        self._searches[whose] += 1
         try:
             await self._searching.acquire()
         except BaseException:
-            self._searches -= 1
+            self._left(whose)
             raise
 
         def over(result: T | Failure) -> T | Failure:
-            self._searches -= 1
+            self._left(whose)
             self._searching.release()
             return result
 
@@ -168,6 +193,11 @@ class Store:
             raise
         work = self._threads.run(self._reading(query, *args, **kwargs))
         return await self._watch(work.addBoth(over))
+
+    def _left(self, whose: int | None) -> None:
+        self._searches[whose] -= 1
+        if not self._searches[whose]:
+            del self._searches[whose]
 
     def _reading(
         self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -224,10 +254,11 @@ class Store:
             self.log.failure("the database refused a query", failure)
             return "the database refused a query, see the log"
         cause = " ".join(str(error.orig).split())
-        told, self._trouble = self._trouble, f"the database failed: {cause}"
-        if self._trouble != told:  # once, however many queries meet it
+        # Each once, however many queries meet it.
+        if cause not in self._causes and len(self._causes) < CAUSES:
+            self._causes.add(cause)
             self.log.error("the database failed: {cause}; trying on", cause=cause)
-        return self._trouble
+        return _TROUBLE
 
     def _watch(self, work: "Deferred[T]") -> "Deferred[T]":
         """A Deferred that may be given up without giving up the work."""
@@ -237,9 +268,9 @@ class Store:
             self._pending -= 1
             if isinstance(result, Failure) and result.check(SQLAlchemyError):
                 result = Failure(StoreFailed(self._report(result)))
-            elif self._trouble and not isinstance(result, Failure):
+            elif self._causes and not isinstance(result, Failure):
                 self.log.info("the database works again")
-                self._trouble = ""
+                self._causes.clear()
             if self._pending == 0:
                 idle, self._idle = self._idle, []
                 for each in idle:
