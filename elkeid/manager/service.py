@@ -27,6 +27,7 @@ from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.aging import Aging
+from elkeid.manager.anchors import Anchors
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
@@ -205,8 +206,8 @@ class ManagerRole:
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             ClusterRoutes(self._cluster),
             LiveRoutes(self.live, token_check, threads, reactor),
-            TaskRoutes(self.tasks, self.store),
-            AgentTaskRoutes(self.tasks, self.store),
+            TaskRoutes(self.tasks, self.store, Anchors(wall)),
+            AgentTaskRoutes(self.tasks, self.store, Anchors(wall)),
             JobRoutes(self.tasks, self.store),
             DownloadRoutes(self.uploads, self.hosts.exports),
             *self.hosts.groups(self.agents, self.tag_news),

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from elkeid.manager.anchors import Anchors
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.filter import FilterBody, parse
 from elkeid.manager.pages import ModelPage, PageQuery, model_page
@@ -61,12 +62,13 @@ class TaskRoutes:
     Args:
         tasks: creates and controls them.
         store: open.
+        anchors: places in lists of subtasks.
     """
 
     routes = Routes("/api/v1/agent", auth=AuthKind.TOKEN)
 
-    def __init__(self, tasks: Tasks, store: Store) -> None:
-        self._tasks, self._store = tasks, store
+    def __init__(self, tasks: Tasks, store: Store, anchors: Anchors) -> None:
+        self._tasks, self._store, self._anchors = tasks, store, anchors
 
     @routes.post(
         "/createTask/task",
@@ -227,12 +229,14 @@ class TaskRoutes:
     )
     async def list_subtasks(self, call: Call[PageQuery]) -> object:
         """One page, by agent id; which one and how many there are stands beside ``data``."""
-        asked = call.query
+        asked, task_id = call.query, call.parts["task_id"]
+        reading = self._anchors.near(("subtasks", task_id), asked.offset)
         found = await self._store.read(
-            subtasks_of, call.parts["task_id"], asked.offset, asked.page_size
+            subtasks_of, task_id, asked.offset, asked.page_size, reading.start
         )
         if found is None:
             raise CodedRefusal(UNKNOWN_ERROR, NO_SUCH_TASK)
+        reading.found(*found.starts)
         page = model_page(asked, found.total, [])
         beside = {"total": page.total, "pages": page.pages, "page": page.page}
         return Enveloped(found.items, {**beside, "page_size": page.page_size})

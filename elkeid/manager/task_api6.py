@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from elkeid.manager.anchors import Anchors
 from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.filter import Every, IsIn, Matches, Path, Test, pattern_at
 from elkeid.manager.pages import Paged, PageQuery, listed
@@ -42,12 +43,13 @@ class AgentTaskRoutes:
     Args:
         tasks: creates and controls them.
         store: open.
+        anchors: places in lists of subtasks.
     """
 
     routes = Routes("/api/v6", auth=AuthKind.TOKEN)
 
-    def __init__(self, tasks: Tasks, store: Store) -> None:
-        self._tasks, self._store = tasks, store
+    def __init__(self, tasks: Tasks, store: Store, anchors: Anchors) -> None:
+        self._tasks, self._store, self._anchors = tasks, store, anchors
 
     @routes.get(
         "/agent/getTask/<string:task_id>",
@@ -158,15 +160,19 @@ class AgentTaskRoutes:
         """By agent id; hosts that are not known any more have no name."""
         asked, body = call.query, call.body
         hostname = pattern_at(body.hostname, "hostname") if body.hostname else ""
+        states = sorted(set(body.status or ()))
+        reading = self._anchors.near((body.task_id, *states, hostname), asked.offset)
         found = await self._store.search(
             listed_subtasks,
             body.task_id,
-            body.status or [],
+            states,
             hostname,
             (asked.offset, asked.page_size),
+            start=reading.start,
         )
         if found is None:
             raise CodedRefusal(UNKNOWN_ERROR, NO_SUCH_TASK)
+        reading.found(*found.starts)
         return listed(asked, found.total, msgspec.convert(found.items, list[ListedSubtask]))
 
     @routes.post(

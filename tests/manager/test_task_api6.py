@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from elkeid.manager import anchors
+
 from .task_case import TaskCase
 
 V6 = "/api/v6/agent"
@@ -117,3 +119,45 @@ class V6Tests(TaskCase):
             ):
                 got = self.deployment.call("POST", path, body, token=token)
                 self.assertEqual(got.status == 200, level in {0, 1, 2, 3, 6, 7, 8}, (path, level))
+
+
+class DeepListTests(TaskCase):
+    """Long lists of subtasks, as if a handful of rows were many."""
+
+    def test_walks(self) -> None:
+        """Pages of any size, in any order, are those of the whole list."""
+        self.patch(anchors, "SHALLOW_ROWS", 0)
+        ids = [f"a{number}" for number in range(1, 9)]
+        for each in ids[2:]:
+            self.ac.beat(each)
+        self.network.advance(3)
+        body = {"id_list": ids, "task_name": "x"}
+        task_id = self.post(REBOOT, body)["task_id"]
+        other = self.post(REBOOT, {**body, "id_list": ids[:3]})["task_id"]
+        self.post(
+            f"{V6}/controlTask",
+            {"task_id": task_id, "action": "run", "run_number": 5, "concurrence": 10},
+        )
+        self.network.advance(3)
+        lists: list[tuple[str, dict[str, Any] | None]] = [
+            (f"/api/v1/agent/getSubTask/{task_id}", None),
+            (f"/api/v1/agent/getSubTask/{other}", None),
+            (f"{V6}/getSubTaskList", {"task_id": task_id}),
+            (f"{V6}/getSubTaskList", {"task_id": task_id, "status": ["created", "succeed"]}),
+            (f"{V6}/getSubTaskList", {"task_id": task_id, "status": ["succeed"]}),
+            (f"{V6}/getSubTaskList", {"task_id": task_id, "hostname": "host-a[2-6]"}),
+        ]
+
+        def page(number: int, size: int, path: str, body: dict[str, Any] | None) -> list[str]:
+            method = "GET" if body is None else "POST"
+            target = f"{path}?page={number}&page_size={size}"
+            got = self.deployment.call(method, target, body, token=self.token)
+            return [each["agent_id"] for each in got.data]
+
+        whole = [page(1, 100, *each) for each in lists]
+        self.assertEqual([len(each) for each in whole], [8, 3, 8, 8, 5, 5])
+        for size in (2, 1, 3):
+            for number in (1, 2, 3, 4, 2, 8):
+                for each, expected in zip(lists, whole, strict=True):
+                    start = (number - 1) * size
+                    self.assertEqual(page(number, size, *each), expected[start : start + size])

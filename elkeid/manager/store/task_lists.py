@@ -22,6 +22,7 @@ from elkeid.manager.store.schema import (
     task_resend,
     task_result,
 )
+from elkeid.manager.store.starts import Start, from_start, starts_of
 from elkeid.manager.store.task_filter import Columns, column_of, where
 from elkeid.manager.store.task_rows import CANCELLED, CREATED
 from elkeid.manager.store.task_work import AWAY
@@ -75,10 +76,11 @@ SUBTASK_COLUMNS: Columns = {
 
 @frozen
 class Found:
-    """A page of documents, and how many match in all."""
+    """A page of documents, how many match in all, and places in the list that were found."""
 
     total: int
     items: list[Document]
+    starts: tuple[Start, ...] = ()
 
 
 def inner_status(row: Any) -> str:
@@ -240,20 +242,34 @@ _SUBTASK = (
 )
 
 
-def subtasks_of(connection: Connection, task_id: str, offset: int, limit: int) -> Found | None:
-    """A page of the subtasks of one task, by agent id; None if there is no such task."""
+def subtasks_of(
+    connection: Connection, task_id: str, offset: int, limit: int, start: Start | None = None
+) -> Found | None:
+    """A page of the subtasks of one task, by agent id; None if there is no such task.
+
+    Args:
+        connection: any.
+        task_id: the task.
+        offset: how many to pass over.
+        limit: how many at most.
+        start: a place in this list, at most ``offset`` rows after its beginning.
+    """
     row = connection.execute(
         select(task.c.number, task.c.id_count).where(task.c.task_id == task_id)
     ).first()
     if row is None:
         return None
+    order, passed = (subtask.c.agent_id,), offset
+    # By themselves: what is passed over is not joined with anything.
+    ids = select(subtask.c.agent_id).where(subtask.c.task == row.number)
+    if start is not None:
+        ids, passed = ids.where(from_start(order, start)), offset - start.offset
+    page = ids.order_by(*order).offset(passed).limit(limit)
     rows = connection.execute(
-        _SUBTASK.where(subtask.c.task == row.number)
-        .order_by(subtask.c.agent_id)
-        .offset(offset)
-        .limit(limit)
+        _SUBTASK.where(subtask.c.task == row.number, subtask.c.agent_id.in_(page)).order_by(*order)
     ).all()
-    return Found(row.id_count, _subtasks(connection, rows))
+    starts = starts_of(offset, [(each.agent_id,) for each in rows])
+    return Found(row.id_count, _subtasks(connection, rows), starts)
 
 
 def page_of_subtasks(connection: Connection, test: Test, offset: int, limit: int) -> Found:
@@ -392,6 +408,8 @@ def listed_subtasks(
     states: Sequence[str],
     hostname: str,
     page: tuple[int, int],
+    *,
+    start: Start | None = None,
 ) -> Found | None:
     """A page of one task's subtasks with their hosts' names; None if there is no such task.
 
@@ -401,6 +419,7 @@ def listed_subtasks(
         states: only these; every state if there are none.
         hostname: only of hosts whose name matches this RE2 pattern; empty for all hosts.
         page: how many to pass over, and how many at most.
+        start: a place in this list, at most as far as what is passed over.
     """
     number = connection.execute(select(task.c.number).where(task.c.task_id == task_id)).scalar()
     if number is None:
@@ -416,14 +435,18 @@ def listed_subtasks(
     total = connection.execute(
         select(func.count()).select_from(counted).where(condition)
     ).scalar_one()
+    order, passed = (subtask.c.agent_id,), page[0]
+    if start is not None:
+        condition &= from_start(order, start)
+        passed -= start.offset
     rows = connection.execute(
         select(subtask.c.agent_id, subtask.c.status, agent.c.hostname, subtask.c.update_time)
         .select_from(joined)
         .where(condition)
-        .order_by(subtask.c.agent_id)
-        .offset(page[0])
+        .order_by(*order)
+        .offset(passed)
         .limit(page[1])
-    )
+    ).all()
     items = [
         {
             "task_id": task_id,
@@ -434,7 +457,8 @@ def listed_subtasks(
         }
         for row in rows
     ]
-    return Found(total, items)
+    starts = starts_of(page[0], [(row.agent_id,) for row in rows])
+    return Found(total, items, starts)
 
 
 def find_job(connection: Connection, job_id: str) -> Document | None:
