@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
 from elkeid.manager.anchors import Anchors
 from elkeid.manager.beats import Sorted
@@ -117,6 +118,7 @@ class AgentStatus:
         self._sweeps = LoopingCall(self._sweep)
         self._sweeps.clock = clock
         self._sweeping: Deferred[None] | None = None
+        self._outage = Outage("agents' states are not brought up to date")
         self._counts: dict[str, _Counted] = {}  # test -> matches; the last ones asked for
         self._counting: set[str] = set()
         self._anchors = Anchors(wall)
@@ -277,8 +279,9 @@ class AgentStatus:
             if await self._store.read(silent_gateways, now):
                 await self._store.write(forget_gateways, now)
             self.total = (await self.page(EVERYTHING, 0, 1)).total
+            self._outage.worked()
         except StoreError as error:
-            self.log.warn("agents' states are not brought up to date: {error}", error=error)
+            self._outage.failed(error)
         except Exception:
             self.log.failure("looking for silent agents failed; trying on")
         finally:

@@ -651,13 +651,12 @@ class FollowTests(TaskCase):
 class OutageTests(TaskCase):
     def test_is_told_once(self) -> None:
         """While the database is away the log has one line of it, and one when it is back."""
-        told: list[str] = []
+        told: dict[str, list[str]] = {}
 
         def keep(event: Any) -> None:
-            if event["log_level"].name != "debug" and "task_engine" in event["log_namespace"]:
-                told.append("engine")
-            if event.get("what") == "tasks wait for the database":
-                told.append(event["log_level"].name)
+            if event["log_namespace"].startswith("elkeid.") and event["log_level"].name != "debug":
+                what = event.get("what", event["log_format"])
+                told.setdefault(what, []).append(event["log_level"].name)
 
         globalLogPublisher.addObserver(keep)
         self.addCleanup(globalLogPublisher.removeObserver, keep)
@@ -667,11 +666,13 @@ class OutageTests(TaskCase):
         self.deployment.manager.store._open = False
         self.commands.held.pop().callback(None)
         self.network.advance(20, step=0.5)
-        self.assertEqual(told, ["warn"])
+        tasks, states = "tasks wait for the database", "agents' states are not brought up to date"
+        self.assertEqual((told[tasks], told[states]), (["warn"], ["warn"]))
+        self.assertEqual({len(levels) for levels in told.values()}, {1}, told)
         self.commands.hold = False
         self.deployment.manager.store._open = True
         self.network.advance(5, step=0.5)
-        self.assertEqual(told, ["warn", "info"])
+        self.assertEqual((told[tasks], told[states]), (["warn", "info"], ["warn", "info"]))
         self.assertEqual(self.states(task_id), {"a1": "succeed", "a2": "succeed"})
 
 
