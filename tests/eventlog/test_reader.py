@@ -1,5 +1,6 @@
 """Readers: from any process, beside a running server, each record once and in order."""
 
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from elkeid.errors import OperatorError
 from elkeid.eventlog import LogReader
 from elkeid.eventlog.cursors import UNUSED_SECONDS, cursor_path
-from elkeid.eventlog.reader import LOOK_AGAIN_BYTES
+from elkeid.eventlog.reader import LOOK_AGAIN_BYTES, ClassReader
 from elkeid.eventlog.segment import SegmentReader, list_segments
 from elkeid.wire.protobuf import varint
 from tests.eventlog.support import (
@@ -420,3 +421,46 @@ def test_frame_finished_while_it_is_looked_for(tmp_path: Path) -> None:
             found = [frame for _ in range(20) if (frame := reader.next()) is not None]
             assert [frame.header.first_offset for frame in found] == [0, 1001], (short, looks)
             assert reader.damaged_bytes == 0
+
+
+def _bulky(server: Server, *sizes: int) -> None:
+    """Append a frame for each size, of one record of about so many bytes."""
+    for size in sizes:
+        server.log.append(TELEMETRY, 1, SUFFIX, b"\x0a" + varint(size) + bytes(size))
+        server.log.commit()
+
+
+def test_frames_of_any_size_at_once(tmp_path: Path) -> None:
+    """Small frames and such as fill a read, taken while the log grows: each once, in order."""
+    server = Server(tmp_path)
+    reader = ClassReader(tmp_path / "telemetry", TELEMETRY, 0)
+    sizes, got = (5, 200_000, 140_000, 5, 5, 400_000, 131_000, 1_500_000, 60, 300_000), []
+    reader.next(None)
+    for each in (sizes[:3], sizes[3:4], sizes[4:]):
+        _bulky(server, *each)
+        while rows := reader.take(1 << 20):
+            got += [(row[1], len(row[4])) for row in rows]
+    assert got == [(n, 1 + len(varint(size)) + size) for n, size in enumerate(sizes)]
+    assert (reader.gaps, reader.damaged_bytes) == ([], 0)
+    reader.close()
+    server.close()
+
+
+def test_cut_back_between_large_frames(tmp_path: Path) -> None:
+    """A tail that goes away after it was looked at is waited for, not read past."""
+    server = Server(tmp_path)
+    _bulky(server, 200_000, 200_000, 200_000)
+    (path,) = server.segments()
+    server.close()
+    whole = path.read_bytes()
+    for left in (-100, 0, 40, 56, 100_000):
+        path.write_bytes(whole)
+        reader = ClassReader(tmp_path / "telemetry", TELEMETRY, 0)
+        assert reader.next(None)
+        assert reader.take(1)[0][1] == 1
+        os.truncate(path, 64 + 2 * (len(whole) - 64) // 3 + left)
+        assert not reader.take(1)
+        path.write_bytes(whole)
+        assert reader.take(1)[0][1] == 2
+        assert (reader.gaps, reader.damaged_bytes) == ([], 0)
+        reader.close()
