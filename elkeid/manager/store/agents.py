@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import msgspec
 from attrs import define
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 
 from elkeid.manager.beats import Beat, Sorted, beat_of, decoded, slow_print
 from elkeid.manager.documents import (
@@ -23,7 +23,7 @@ from elkeid.manager.documents import (
     merged,
     split,
 )
-from elkeid.manager.store.bulk import is_among, sliced, update_rows
+from elkeid.manager.store.bulk import add_missing, is_among, sliced, update_rows
 from elkeid.manager.store.schema import (
     agent,
     agent_beat,
@@ -33,7 +33,7 @@ from elkeid.manager.store.schema import (
     gateway,
     host_state,
 )
-from elkeid.manager.store.upsert import insert_missing, upsert
+from elkeid.manager.store.upsert import upsert
 
 RUNNING, ABNORMAL, OFFLINE, UNINSTALLED = "running", "abnormal", "offline", "uninstalled"
 
@@ -429,8 +429,7 @@ def _write_new(connection: Connection, rows: _Changes) -> None:
         (agent_detail, ["agent_id"], rows.slow),
         (agent_ip, ["field", "address", "agent_id"], addresses),
     ):
-        if given:
-            connection.execute(insert_missing(connection, table, keys), given)
+        add_missing(connection, table, given, keys=keys)
 
 
 def _write_changes(connection: Connection, rows: _Changes) -> None:
@@ -446,8 +445,7 @@ def _write_changes(connection: Connection, rows: _Changes) -> None:
     if rows.addresses:
         connection.execute(delete(agent_ip).where(agent_ip.c.agent_id.in_(list(rows.addresses))))
         addresses = [row for some in rows.addresses.values() for row in some]
-        if addresses:
-            connection.execute(insert(agent_ip), addresses)
+        add_missing(connection, agent_ip, addresses, keys=["field", "address", "agent_id"])
 
 
 # States.

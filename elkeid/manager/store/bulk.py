@@ -16,6 +16,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from elkeid.manager.store.upsert import insert_missing
+
 T = TypeVar("T")
 
 IDS_PER_STATEMENT = 500
@@ -156,3 +158,25 @@ def update_rows(
         for row in rows
     ]
     return connection.execute(statement, values).rowcount
+
+
+def add_missing(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, keys: Sequence[str]
+) -> None:
+    """Add rows but those that are there already.
+
+    Args:
+        connection: that writes.
+        table: where to.
+        rows: all with the same columns.
+        keys: columns of the unique constraint in question.
+    """
+    statement = insert_missing(connection, table, keys)
+    for some in sliced(rows):
+        if connection.dialect.name == "postgresql":
+            names = list(some[0])
+            given, arrays = _given(table, names, some)
+            columns = select(*(given.c[name] for name in names))
+            connection.execute(statement.from_select(names, columns), arrays)
+        else:
+            connection.execute(statement, some)
