@@ -194,7 +194,7 @@ def test_what_is_kept(any_url: str) -> None:
 class ManagerTests(SynchronousTestCase):
     def test_jump_deletes_nothing(self) -> None:
         """A clock ahead by ten years costs no file, task or entry, and `/ready` tells of it."""
-        deployment = Deployment(upload_seconds=3600, audit_seconds=86400).start()
+        deployment = Deployment(upload_seconds=86400, audit_seconds=86400).start()
         self.addCleanup(deployment.end)
         manager, network = deployment.manager, deployment.network
         now = int(network.wall())
@@ -204,8 +204,8 @@ class ManagerTests(SynchronousTestCase):
         wall = network.wall
         self.patch(network, "wall", lambda: wall() + 10 * YEAR)
         deployment.start()
-        for _ in range(3):
-            network.advance(PAUSE_SECONDS)
+        for _ in range(7):  # every rule is applied
+            network.advance(PAUSE_SECONDS, step=PAUSE_SECONDS)
         manager = deployment.manager
         self.assertEqual(len(network.run(manager.store.read(upload_names))), 1)
         token = deployment.login()
