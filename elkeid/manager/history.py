@@ -184,12 +184,14 @@ class History:
 
     async def _roll_up(self) -> None:
         """Roll up hours that are over, one after another, from where some Manager was."""
-        if self._hour is None:
-            newest = await self._store.read(newest_stretch, COARSE_SECONDS)
+        now = self._wall()
+        past = now - self._fine_seconds
+        earliest = int(past - past % COARSE_SECONDS) + COARSE_SECONDS
+        if self._hour is None or self._hour > now:  # at the start, or the clock was set back
+            newest = await self._store.read(newest_stretch, COARSE_SECONDS) or 0
             # The newest may have been cut off in the middle; what is done is not done twice.
-            past = self._wall() - self._fine_seconds
-            earliest = int(past - past % COARSE_SECONDS) + COARSE_SECONDS
-            self._hour = max(newest or 0, earliest)
+            self._hour = newest if newest <= now else 0
+        self._hour = max(self._hour, earliest)  # a clock that jumps ahead skips what has no figures
         while self._hour + COARSE_SECONDS + FINE_SECONDS + 2 * LATE_SECONDS <= self._wall():
             last: str | None = ""
             while last is not None:

@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager import history
 from elkeid.manager.figures import COARSE_SECONDS, FINE_SECONDS
-from elkeid.manager.store.figures import newest_stretch
+from elkeid.manager.store.figures import join_stretches, newest_stretch
 from tests.web.memory import NOW
 
 from .deployment import Deployment, Got, ScriptedAc
@@ -276,6 +276,22 @@ class FigureTests(HistoryCase):
         self.deployment.network.clock.advance(7 * 86_400)
         self.deployment.network.flush()
         self.assertIsNone(run(store.read(newest_stretch, COARSE_SECONDS)))
+
+    def test_hours_after_a_clock_was_wrong(self) -> None:
+        """Years ahead costs no walk through their hours; set right, hours are rolled up as ever."""
+        network, wall = self.deployment.network, self.deployment.network.wall
+        kept, store = self.deployment.manager.hosts.history, self.deployment.manager.store
+        start = self.now() // COARSE_SECONDS * COARSE_SECONDS + COARSE_SECONDS
+        network.clock.advance(start - self.now())
+        years = 10 * 365 * 86_400
+        with patch.object(kept, "_wall", lambda: wall() + years):
+            with patch.object(history, "join_stretches", wraps=join_stretches) as joined:
+                network.run(kept._roll_up())
+            self.assertLess(joined.call_count, 10)
+        self.fill(20)
+        network.clock.advance(start + 3600 + 500 - self.now())
+        network.flush()
+        self.assertEqual(network.run(store.read(newest_stretch, COARSE_SECONDS)), start)
 
     def test_a_stop_loses_nothing(self) -> None:
         """What was in memory at a stop is there at the next start; of two halves the longer."""
