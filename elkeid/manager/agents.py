@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 from attrs import frozen
 from sqlalchemy import Connection
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -62,7 +62,7 @@ agents it holds."""
 COUNT_SECONDS = 5.0
 """How old the number of matches of a large list may be."""
 
-COUNT_AGAIN_SECONDS = 2.0
+COUNT_AGAIN_SECONDS = 3.0
 """From this age on it is counted anew, meanwhile the old one is shown."""
 
 COUNTS = 256
@@ -121,6 +121,7 @@ class AgentStatus:
         self._outage = Outage("agents' states are not brought up to date")
         self._counts: dict[str, _Counted] = {}  # test -> matches; the last ones asked for
         self._counting: set[str] = set()
+        self._count_turns = DeferredLock()
         self._anchors = Anchors(wall)
         self._heard: dict[Source, int] = {}  # not stored yet
         self._storing_heard = False
@@ -178,12 +179,15 @@ class AgentStatus:
             del self._counts[next(iter(self._counts))]
 
     async def _count_again(self, key: str, test: Test) -> None:
-        at = self._wall()
+        # One at a time: counts of several lists would leave no search to those who ask for pages.
+        await self._count_turns.acquire()
         try:
+            at = self._wall()
             self._remember(key, _Counted(await self._store.search(count_of_agents, test), at))
         except StoreError:
             return  # whoever asks next counts, and hears of it
         finally:
+            self._count_turns.release()
             self._counting.discard(key)
 
     async def following(self, test: Test, after: str, limit: int) -> list[msgspec.Raw]:
