@@ -252,8 +252,7 @@ class Access:
         try:
             await self._store.write(slide_tokens, used, now, now - settings.token_max_seconds)
             await self._store.write(purge_failures, int(now - settings.lockout_seconds))
-        except StoreError:
+        except Exception as error:  # a LoopingCall ends for good at the first one
             self._used = used | self._used  # next time
-        except Exception:  # a LoopingCall ends for good at the first error
-            self._used = used | self._used
-            self.log.failure("the use of tokens could not be stored; trying on")
+            if not isinstance(error, StoreError):
+                self.log.failure("the use of tokens could not be stored; trying on")
