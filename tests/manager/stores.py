@@ -4,7 +4,8 @@
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager.documents import AgentReport, agent_report
 from elkeid.manager.store.backends import make_database
@@ -112,6 +114,30 @@ def migrated_url(kind: str, folder: Path) -> Iterator[str]:
         yield server.url(name)
     finally:
         server.drop_database(name)
+
+
+class HeldStoreCase(SynchronousTestCase):
+    """A store of a database of one kind, whose queries run when they are told to."""
+
+    kind = "sqlite"
+
+    def setUp(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        url = self.enterContext(migrated_url(self.kind, folder))
+        self.threads = HeldThreads()
+        self.store = Store(make_database(url), self.threads)
+        self.done(self.store.open())
+
+    def tearDown(self) -> None:
+        self.done(self.store.close())
+
+    def done(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What it returns, once all queries that wait have run."""
+        begun = Deferred.fromCoroutine(work)
+        while self.threads.waiting:
+            self.threads.go()
+        return self.successResultOf(begun)
 
 
 @contextmanager

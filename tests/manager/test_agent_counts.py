@@ -1,14 +1,10 @@
 """The number of matches of long lists: remembered, and counted anew beside those who ask."""
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager import agents
 from elkeid.manager.agents import COUNT_AGAIN_SECONDS, COUNT_SECONDS, AgentStatus
@@ -16,44 +12,28 @@ from elkeid.manager.documents import Source
 from elkeid.manager.filter import Test
 from elkeid.manager.store.agent_pages import count_of_agents
 from elkeid.manager.store.agents import apply_reports
-from elkeid.manager.store.backends import make_database
-from elkeid.manager.store.store import Store
 
-from .stores import HeldThreads, migrated_url, report
+from .stores import HeldStoreCase, report
 from .test_agent_store import asked
 
 LISTED = [asked("hostname", "$regex", f"^{name}") for name in ("w", "we", "web")]
 SOURCE = Source("10.0.0.1", 6752)
 
 
-class CountTests(SynchronousTestCase):
+class CountTests(HeldStoreCase):
     def setUp(self) -> None:
         self.patch(agents, "EXACT_ROWS", 0)
         self.patch(agents, "count_of_agents", self.count)
         self.counts = 0
-        folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, folder)
-        url = self.enterContext(migrated_url("sqlite", folder))
-        self.clock, self.threads = Clock(), HeldThreads()
-        self.store = Store(make_database(url), self.threads)
-        self.done(self.store.open())
+        super().setUp()
+        self.clock = Clock()
         self.status = AgentStatus(self.store, self.clock, self.clock.seconds, 1e9, None)  # type: ignore[arg-type]
         self.add("a1", "a2")
-
-    def tearDown(self) -> None:
-        self.done(self.store.close())
 
     def count(self, connection: Connection, test: Test) -> int:
         """The real one, watched."""
         self.counts += 1
         return count_of_agents(connection, test)
-
-    def done(self, work: Any) -> Any:
-        """What it returns."""
-        begun = Deferred.fromCoroutine(work)
-        while not begun.called:
-            self.threads.go()
-        return self.successResultOf(begun)
 
     def add(self, *ids: str) -> None:
         """Have these agents, too."""

@@ -1,52 +1,28 @@
 """Results on their way into the database: written together, each batch answered for itself."""
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager import result_intake
 from elkeid.manager.result_intake import ResultIntake
 from elkeid.manager.store import results
-from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.results import Outcome, issue_tokens, results_of
-from elkeid.manager.store.store import Store, StoreBusy, StoreFailed
+from elkeid.manager.store.store import StoreBusy, StoreFailed
 from tests.integration.postgres import needs_postgres
 
-from .stores import HeldThreads, migrated_url
+from .stores import HeldStoreCase
 
 NOW = 1_700_000_000
 
 
-class ResultIntakeTests(SynchronousTestCase):
-    kind = "sqlite"
-
+class ResultIntakeTests(HeldStoreCase):
     def setUp(self) -> None:
-        folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, folder)
-        url = self.enterContext(migrated_url(self.kind, folder))
-        self.threads = HeldThreads()
-        self.store = Store(make_database(url), self.threads)
-        self.done(self.store.open())
+        super().setUp()
         self.intake = ResultIntake(self.store, lambda: NOW)
         self.tokens: list[str] = self.done(self.store.write(issue_tokens, ["a", "b", "c"], NOW))
-
-    def tearDown(self) -> None:
-        closed = Deferred.fromCoroutine(self.store.close())
-        self.threads.go()
-        self.threads.go()
-        self.successResultOf(closed)
-
-    def done(self, work: Any) -> Any:
-        """What one query returns."""
-        begun = Deferred.fromCoroutine(work)
-        self.threads.go()
-        return self.successResultOf(begun)
 
     def bring(self, *items: Any, size: int = 100) -> Deferred[Outcome]:
         """Begin to bring a batch."""

@@ -1,6 +1,5 @@
 """The database: where it lies, what it refuses, and that nothing waits for it on the reactor."""
 
-import shutil
 import sqlite3
 import stat
 import tempfile
@@ -21,7 +20,6 @@ from sqlalchemy import Connection, text
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.threadpool import ThreadPool
-from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.errors import StoreError
 from elkeid.manager.documents import (
@@ -54,10 +52,9 @@ from elkeid.manager.store.users import add_user, find_user
 from tests.integration.postgres import needs_postgres
 
 from .stores import (
-    HeldThreads,
+    HeldStoreCase,
     InlineThreads,
     migrated,
-    migrated_url,
     report,
     store_at,
 )
@@ -223,25 +220,7 @@ def test_upserts(any_database: Database) -> None:
         assert (found.items, found.created_at, found.updated_at) == ("[3]", 1, 3)
 
 
-class StoreTests(SynchronousTestCase):
-    kind = "sqlite"
-
-    def setUp(self) -> None:
-        folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, folder)
-        url = self.enterContext(migrated_url(self.kind, folder))
-        self.threads = HeldThreads()
-        self.store = Store(make_database(url), self.threads)
-        opened = Deferred.fromCoroutine(self.store.open())
-        self.threads.go()
-        self.successResultOf(opened)
-
-    def tearDown(self) -> None:
-        closed = Deferred.fromCoroutine(self.store.close())
-        self.threads.go()
-        self.threads.go()
-        self.successResultOf(closed)
-
+class StoreTests(HeldStoreCase):
     def begin(self, kind: str, query: Any, *args: Any) -> Deferred[Any]:
         """Begin a query."""
         return Deferred.fromCoroutine(getattr(self.store, kind)(query, *args))
