@@ -89,7 +89,7 @@ def page_of_agents(
 
 def count_of_agents(connection: Connection, test: Test) -> int:
     """How many agents satisfy a test."""
-    return _count(connection, _way(connection, test, by_id=True))
+    return _count(connection, _way(connection, test, by_id=False))
 
 
 def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) -> list[str]:

@@ -242,6 +242,8 @@ def _engine(url: URL, size: int, isolation: psycopg.IsolationLevel, *, read_only
         connection.execute("SET random_page_cost = 1.1")
         # Compiling a filter's hundreds of expressions takes longer than running them.
         connection.execute("SET jit = off")
+        # A count of a long list takes one core; whoever waits for a page finds the others free.
+        connection.execute("SET max_parallel_workers_per_gather = 0")
         connection.autocommit = False
         connection.isolation_level = isolation
         connection.read_only = read_only
