@@ -39,7 +39,7 @@ from elkeid.manager.store.agents import apply_sorted, sort_out
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.migrate import migrate
-from elkeid.manager.store.schema import agent_tag
+from elkeid.manager.store.schema import agent_tag, host_state
 from elkeid.manager.store.store import THREADS, PoolThreads, Store, Threads
 from tests.integration.postgres import own_postgres
 
@@ -54,6 +54,18 @@ PAGE = 100
 """Agents of one page."""
 
 TICK = 0.005
+
+STATE = {
+    "gateway": str(SOURCE),
+    "connected": True,
+    "connected_at": 1_699_990_000,
+    "protection": "full",
+    "reason": "kernel_events",
+    "protection_since": 1_699_990_000,
+    "kernel_version": "5.10.0-21-amd64",
+    "events": 1,
+}
+"""What is kept of each host beside what its AC says."""
 
 SLEEPER = f"""
 import sys, threading, time
@@ -117,7 +129,8 @@ def entry(number: int, seen: int, load: int) -> msgspec.Raw:
 
 
 def fill(database: Database, agents: int, now: int) -> None:
-    """Store agents as first reports do, thousands at once; half of them have a tag."""
+    """Store agents as first reports do, thousands at once; half of them have a tag, and all are
+    protected."""
     for start in range(0, agents, 2_000):
         with database.writing() as connection:
             for some in range(start, min(start + 2_000, agents), 500):
@@ -126,6 +139,9 @@ def fill(database: Database, agents: int, now: int) -> None:
                 apply_sorted(connection, SOURCE, found, 0.0, now - 600.0)
                 tags = [{"agent_id": each, "tag": "prod"} for each in found.ids[::2]]
                 connection.execute(insert(agent_tag), tags)
+                connection.execute(
+                    insert(host_state), [{"agent_id": each, **STATE} for each in found.ids]
+                )
 
 
 def one(key: str, operator: str, value: Any) -> Test:
@@ -140,6 +156,7 @@ LISTS = {
     "hostname ^web-": one("hostname", "$regex", "^web-"),
     "tag prod": one("tags", "$eq", "prod"),
     "state running": one("agent_state", "$eq", "running"),
+    "protection full": one("protection", "$eq", "full"),
     r"ip ^10\.": one("intranet_ipv4", "$regex", r"^10\."),
 }
 

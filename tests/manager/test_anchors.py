@@ -129,6 +129,7 @@ def fill(database: Database) -> None:
         reports = [
             report(
                 f"{number * 7 % AGENTS:02}",
+                1_700_000_000 + number % 5,
                 hostname=f"{'web' if number % 3 else 'db'}-{number % 4}",
                 platform="debian" if number % 2 else "debian-sid",
                 intranet_ipv4=[f"10.0.{number % 3}.{number % 2}", f"10.1.0.{number % 5}"],
@@ -150,6 +151,14 @@ LISTED: tuple[Test, ...] = (
     asked("agent_state", "$in", ["running", "offline"]),
     asked("intranet_ipv4", "$regex", r"^10\.0"),
     asked("intranet_ipv4", "$eq", "10.0.1.1"),
+    asked("first_heartbeat_time", "$gte", 1_700_000_000.5),
+    asked("first_heartbeat_time", "$lt", 1_700_000_003),
+    Every(
+        (
+            asked("first_heartbeat_time", "$lte", 1_700_000_003),
+            asked("first_heartbeat_time", "$gt", 1_700_000_000),
+        )
+    ),
     Every((asked("version", "$regex", r"^1\."), asked("tags", "$ne", "prod"))),
 )
 

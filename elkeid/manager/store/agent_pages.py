@@ -5,14 +5,15 @@ index of that, in its order; everything else goes by agent id. Every function ta
 and blocks.
 """
 
+import math
 from typing import Any
 
 import msgspec
 from attrs import frozen
 from sqlalchemy import Connection, Select, func, or_, select, text
 
-from elkeid.manager.documents import ADDRESS_FIELDS
-from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Test
+from elkeid.manager.documents import ADDRESS_FIELDS, TIME_LIMIT
+from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Orders, Relation, Test
 from elkeid.manager.store.agents import shown_agents
 from elkeid.manager.store.filtersql import bounds_of, condition, flattened, literal_prefix
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
@@ -23,6 +24,8 @@ EXACT_ROWS = 10_000
 
 _IN_ORDER = ("hostname", "version", "platform", "idc")
 
+_TIMES = 2 * TIME_LIMIT
+"""No time of a host lies beyond, or before the same with a minus."""
 
 _BY_ID = (agent.c.agent_id,)
 
@@ -109,10 +112,11 @@ def _way(connection: Connection, test: Test, *, by_id: bool, start: Start | None
     test = flattened(test)
     tests = test.tests if isinstance(test, Every) else (test,)
     found = None
-    for at, each in enumerate(tests):
+    # An upper bound last: a lower one of the same field must not stay among the conditions.
+    for each in sorted(tests, key=_is_upper):
         found = _along(each, by_id=by_id, whole=start is None)
         if found is not None:
-            tests = (*tests[:at], *tests[at + 1 :])
+            tests = tuple(other for other in tests if other is not each)
             break
     if found is None:
         found = _Way(select(agent.c.agent_id), agent.c.agent_id, _BY_ID, True)
@@ -132,6 +136,10 @@ def _way(connection: Connection, test: Test, *, by_id: bool, start: Start | None
     return _Way(query, found.agent_id, found.order, True)
 
 
+def _is_upper(test: Test) -> bool:
+    return isinstance(test, Orders) and test.relation.startswith("<")
+
+
 def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
     """The way along the index of a single test, if it has one.
 
@@ -141,9 +149,14 @@ def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
         whole: from its beginning; else its lower bound is left out, since databases seek by that
             even where they are told of a place far behind it.
     """
-    if not isinstance(test, IsIn | Matches) or len(test.path.parts) != 1:
+    if not isinstance(test, IsIn | Matches | Orders) or len(test.path.parts) != 1:
         return None
     field = test.path.parts[0]
+    if isinstance(test, Orders):
+        bound = test.bound
+        if by_id or field != "first_heartbeat_time" or isinstance(bound, str | bool):
+            return None
+        return _by_time(test.relation, min(max(bound, -_TIMES), _TIMES), whole=whole)
     if isinstance(test, IsIn):
         if len(test.values) != 1 or not isinstance(test.values[0], str):
             return None
@@ -173,6 +186,17 @@ def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
         query = _within(query, address, low if whole else None, high)
         return _Way(query, agent_ip.c.agent_id, (address, agent_ip.c.agent_id), False)
     return None
+
+
+def _by_time(relation: Relation, bound: float, *, whole: bool) -> _Way:
+    """The way from the host that was heard of first on, to the last one or to a bound."""
+    column = agent.c.first_heartbeat_time
+    # Whole numbers: databases leave the index where a fraction is compared.
+    number = math.floor(bound) if relation in (">", "<=") else math.ceil(bound)
+    query = select(agent.c.agent_id)
+    if whole or relation.startswith("<"):
+        query = query.where(column.op(relation)(number))
+    return _Way(query, agent.c.agent_id, (column, agent.c.agent_id), True)
 
 
 def _within(query: Select[Any], column: Any, low: str | None, high: str | None) -> Select[Any]:

@@ -522,6 +522,19 @@ def retire(connection: Connection, ids: Iterable[str]) -> int:
     return retired
 
 
+def unretire(connection: Connection, ids: Iterable[str]) -> None:
+    """Note of agents that were uninstalled that they are offline instead."""
+    for some in slices(ids):
+        connection.execute(
+            update(agent)
+            .where(
+                agent.c.agent_id.in_(_locked(connection, some)),
+                agent.c.agent_state == UNINSTALLED,
+            )
+            .values(agent_state=OFFLINE)
+        )
+
+
 def _locked(connection: Connection, ids: Sequence[str]) -> list[str]:
     """Those of these agents that there are, held until the end, in the order that all take."""
     return list(

@@ -35,23 +35,18 @@ _BEAT = (
     " WHERE agent_beat.agent_id = agent.agent_id)"
 )
 
-_PROTECTION = (
-    "(CASE WHEN agent.agent_state IN ('offline', 'uninstalled') THEN 'none' ELSE"
-    " (SELECT host_state.protection FROM host_state WHERE host_state.agent_id = agent.agent_id)"
-    " END)"
+_ANSWERS = (
+    "EXISTS (SELECT 1 FROM gateway WHERE gateway.ip = agent.source_ip"
+    " AND gateway.port = agent.source_port AND gateway.answers)"
 )
 
 COLUMNS: Mapping[str, tuple[str, Literal["text", "number", "bool"]]] = {
     "agent_id": ("agent.agent_id", "text"),
     "agent_state": ("agent.agent_state", "text"),
-    "connected": (
-        "(CASE WHEN EXISTS (SELECT 1 FROM gateway WHERE gateway.ip = agent.source_ip"
-        " AND gateway.port = agent.source_port AND gateway.answers) THEN agent.connected END)",
-        "bool",
-    ),
+    "connected": (f"(CASE WHEN {_ANSWERS} THEN agent.connected END)", "bool"),
     "first_heartbeat_time": ("agent.first_heartbeat_time", "number"),
     "last_heartbeat_time": (_BEAT, "number"),
-    "protection": (_PROTECTION, "text"),
+    "protection": ("agent.protection", "text"),
     "source_ip": ("agent.source_ip", "text"),
     "source_port": ("agent.source_port", "number"),
     **{name: (f"agent.{name}", "text") for name in FOUND_KEYS},
@@ -252,8 +247,11 @@ class _Compiler(ABC):
             case IsIn(values=values):
                 wanted = [value for value in values if kind_of(value) == kind]
                 alternatives = []
-                if kind == "bool":
-                    alternatives = [f"{column} = {bind(value)}" for value in sorted(set(wanted))]
+                if kind == "bool":  # whether it is connected; written as its index has it
+                    alternatives = [
+                        f"{'' if value else 'NOT '}agent.connected AND {_ANSWERS}"
+                        for value in sorted(set(wanted))
+                    ]
                 elif kind == "text" and len(wanted) == 1:
                     # Only so does an index on it also give the order of ids.
                     alternatives = [f"{column} = {bind(wanted[0])}"]

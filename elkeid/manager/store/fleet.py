@@ -6,7 +6,7 @@ from attrs import Factory, asdict, define, frozen
 from sqlalchemy import Connection, delete, func, select
 
 from elkeid.manager.protection import Protection
-from elkeid.manager.store.agents import OFFLINE, UNINSTALLED
+from elkeid.manager.store.agents import UNINSTALLED
 from elkeid.manager.store.schema import agent, fleet_figure, host_state
 from elkeid.manager.store.upsert import excluded, upsert
 
@@ -44,14 +44,12 @@ def count_hosts(connection: Connection, now: int) -> HostCounts:
     """Count hosts."""
     counts = HostCounts(now)
     for state, protection, count in connection.execute(
-        select(agent.c.agent_state, host_state.c.protection, func.count())
-        .join_from(agent, host_state, agent.c.agent_id == host_state.c.agent_id, isouter=True)
-        .group_by(agent.c.agent_state, host_state.c.protection)
+        select(agent.c.agent_state, agent.c.protection, func.count()).group_by(
+            agent.c.agent_state, agent.c.protection
+        )
     ):
         setattr(counts, state, getattr(counts, state) + count)
-        if state == OFFLINE:
-            counts.protection[Protection.NONE] += count
-        elif state != UNINSTALLED and protection is not None:
+        if state != UNINSTALLED and protection is not None:
             counts.protection[protection] += count
     return counts
 

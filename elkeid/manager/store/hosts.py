@@ -16,11 +16,10 @@ from sqlalchemy import (
     delete,
     func,
     select,
-    update,
 )
 
-from elkeid.manager.store.agents import OFFLINE, UNINSTALLED, retire
-from elkeid.manager.store.schema import agent, host_event, host_state
+from elkeid.manager.store.agents import retire, unretire
+from elkeid.manager.store.schema import host_event, host_state
 from elkeid.manager.store.upsert import upsert
 
 _FIELDS = tuple(column.name for column in host_state.columns)
@@ -120,11 +119,7 @@ def retire_hosts(
 
 def restore_hosts(connection: Connection, ids: Collection[str], now: int, ring: int) -> int:
     """Note of hosts that they are not gone after all; return how many were retired."""
-    connection.execute(
-        update(agent)
-        .where(agent.c.agent_id.in_(list(ids)), agent.c.agent_state == UNINSTALLED)
-        .values(agent_state=OFFLINE)
-    )
+    unretire(connection, ids)
     states = host_states(connection, ids, locked=True)
     retired = [state for state in states.values() if state.retired_at is not None]
     for state in retired:

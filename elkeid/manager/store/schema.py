@@ -22,9 +22,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -134,10 +135,28 @@ agent = Table(
     # Whether it was on that AC when the AC was last asked; see `gateway` for whether that counts.
     Column("connected", Boolean(create_constraint=False), nullable=False),
     Column("first_heartbeat_time", BigInteger, nullable=False),  # unix seconds
+    # As operators see it: that of `host_state`, of hosts that are gone "none". No statement
+    # writes it: the database does with every change of either, see migration 0003.
+    Column("protection", String(20)),
     # A list by one of these is a stretch of its index, in order.
     *(
         Index(f"ix_agent_{name}", name, "agent_id")
-        for name in ("hostname", "agent_state", "version", "platform", "idc")
+        for name in (
+            "hostname",
+            "state",
+            "agent_state",
+            "version",
+            "platform",
+            "idc",
+            "first_heartbeat_time",
+            "protection",
+        )
+    ),
+    Index(
+        "ix_agent_away",
+        "agent_id",
+        sqlite_where=text("NOT connected"),
+        postgresql_where=text("NOT connected"),
     ),
     Index("ix_agent_source", "source_ip", "source_port", "agent_id"),
     # Rows lie in the order that lists have, so a page is one stretch of the file.
