@@ -25,6 +25,7 @@ from elkeid.errors import OperatorError
 from elkeid.fleet.compare import compare
 from elkeid.fleet.events import Events, load_events
 from elkeid.fleet.fleet import Fleet, Plan
+from elkeid.fleet.host import HEARTBEAT_SECONDS
 from elkeid.fleet.link import Address, Dialler
 from elkeid.fleet.progress import Progress, summary_text
 from elkeid.fleet.report import Summary, read_report, write_report
@@ -131,6 +132,13 @@ def _pattern(_: object, __: object, value: str) -> str:
     show_default=True,
     help="Connections broken at random, so many a second.",
 )
+@click.option(
+    "--beat",
+    type=click.FloatRange(1, 3600),
+    default=HEARTBEAT_SECONDS,
+    show_default=True,
+    help="Seconds between heartbeats of an agent and its plugins; real ones beat once a minute.",
+)
 @click.option("--bare", is_flag=True, help="Agents begin without plugins, as after a boot.")
 @click.option(
     "--seed",
@@ -173,10 +181,10 @@ def run(
 ) -> None:
     """Run simulated agents against a gateway.
 
-    They find it, dial, batch, buffer, fail and come back as real agents do, and send their own
-    heartbeats beside the replayed events. Each record carries the text fields fleet_conn, the
-    number of its stream in the agent's life, and fleet_seq, which counts from 0 for each agent,
-    stream and class (control, telemetry, logs).
+    They find it, dial, batch, buffer, fail and come back as real agents do. Beside the replayed
+    events they send heartbeats of their own, and results of the tasks that they are given. Each
+    record carries the text fields fleet_conn, the number of its stream in the agent's life, and
+    fleet_seq, which counts from 0 for each agent, stream and class (control, telemetry, logs).
 
     Ctrl-C ends the run as its time would: every agent closes its stream and waits for the
     server's word that all was taken. A second Ctrl-C ends at once. The exit status is 1 when
@@ -279,10 +287,10 @@ class _Run:
             shown = msgspec.to_builtins(summary) | {"seed": self._plan.seed}
             return msgspec.json.encode(shown).decode()
         text = summary_text(summary, self._plan.seed)
-        if self._events.skipped_heartbeats:
+        if self._events.left_out:
             text += (
-                f"\n  {self._events.skipped_heartbeats} heartbeats among the events were left "
-                "out: agents send their own"
+                f"\n  {self._events.left_out} heartbeats and task results among the events were "
+                "left out: agents send their own"
             )
         return text
 

@@ -107,6 +107,7 @@ class World:
             told to exit always does.
         chance: gives numbers from 0 to 1.
         bare: whether agents begin without plugins.
+        beat: seconds between heartbeats, of each agent and each plugin.
     """
 
     clock: IReactorTime
@@ -121,6 +122,7 @@ class World:
     chance: Chance
     allowance: Allowance
     bare: bool = False
+    beat: float = HEARTBEAT_SECONDS
     totals: Totals = field(factory=Totals)
 
 
@@ -177,7 +179,7 @@ class SimulatedAgent(Ticked):
         self._book, self._world = book, world
         self._suffix = host.identity.encode()
         self._buffer = RecordBuffer()
-        self._activity = Activity()
+        self._activity = Activity(world.beat)
         self.orders = Orders(self, world.clock, world.wall, host.identity.version)
         self._leaving = False  # this process ends, as it was told to
         self._made = 0  # events since the last heartbeat of plugins, kept or not
@@ -300,7 +302,7 @@ class SimulatedAgent(Ticked):
         self._phase = now = world.clock.seconds()
         self._pid_start = world.wall()
         self._next_heartbeat = now
-        self._next_plugins = now + HEARTBEAT_SECONDS
+        self._next_plugins = now + world.beat
         self._next_event = now if world.rate else inf
         if not self.exits and not world.bare:
             self.orders.load(STOCK_PLUGINS)
@@ -551,19 +553,19 @@ class SimulatedAgent(Ticked):
             world.allowance.give_back(lost)
 
     def _beat(self, now: float) -> None:
-        chance, second = self._world.chance, int(self._world.wall())
+        chance, second, beat = self._world.chance, int(self._world.wall()), self._world.beat
         templates = []
         if now >= self._next_heartbeat:
-            self._next_heartbeat += HEARTBEAT_SECONDS
-            activity, self._activity = self._activity, Activity()
+            self._next_heartbeat += beat
+            activity, self._activity = self._activity, Activity(beat)
             place = self.orders.idc, self.orders.region
             templates.append(
                 self.host.heartbeat(self._pid_start, self._net_mode, activity, chance, place)
             )
         if now >= self._next_plugins:
-            self._next_plugins += HEARTBEAT_SECONDS
+            self._next_plugins += beat
             made, self._made = self._made, 0
-            share = made / HEARTBEAT_SECONDS / max(1, len(self.orders.loaded))
+            share = made / beat / max(1, len(self.orders.loaded))
             templates += [
                 self.host.plugin_heartbeat(name, each.version, each.since, share, chance)
                 for name, each in self.orders.loaded.items()

@@ -9,10 +9,11 @@ from attrs import frozen
 
 from elkeid.errors import OperatorError
 from elkeid.fleet.records import Template, event_template
-from elkeid.wire.datatypes import AGENT_HEARTBEAT, PLUGIN_HEARTBEAT
+from elkeid.wire.datatypes import AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, TASK_RESULTS
 
 SAMPLE = "sample_events.jsonl"
-OWN_TYPES = frozenset({AGENT_HEARTBEAT, PLUGIN_HEARTBEAT})  # agents make these themselves
+OWN_TYPES = frozenset({AGENT_HEARTBEAT, PLUGIN_HEARTBEAT, *TASK_RESULTS})
+"""Agents make these themselves: heartbeats by the clock, results once they were given the task."""
 
 
 class EventsError(OperatorError):
@@ -31,7 +32,7 @@ class Events:
     """What an agent replays, in order and then again."""
 
     templates: tuple[Template, ...]
-    skipped_heartbeats: int  # lines left out, since agents send heartbeats of their own
+    left_out: int  # lines of `OWN_TYPES`
 
 
 def parse_events(lines: Iterable[str], source: str) -> Events:
@@ -45,7 +46,7 @@ def parse_events(lines: Iterable[str], source: str) -> Events:
         EventsError: a line is malformed, or nothing is left to replay.
     """
     decode = msgspec.json.Decoder(_Line).decode
-    templates, skipped = [], 0
+    templates, left_out = [], 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -56,12 +57,12 @@ def parse_events(lines: Iterable[str], source: str) -> Events:
         if not 0 < event.data_type < 1 << 31:
             raise EventsError(f"{source}, line {number}: data_type must be 1 to {(1 << 31) - 1}")
         if event.data_type in OWN_TYPES:
-            skipped += 1
+            left_out += 1
         else:
             templates.append(event_template(event.data_type, event.fields))
     if not templates:
         raise EventsError(f"{source}: no event to replay; write one JSON object a line")
-    return Events(tuple(templates), skipped)
+    return Events(tuple(templates), left_out)
 
 
 def load_events(path: Path | None) -> Events:

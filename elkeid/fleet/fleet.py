@@ -19,7 +19,7 @@ from elkeid.config import is_loopback
 from elkeid.errors import OperatorError, PeerError
 from elkeid.fleet.agent import Allowance, SimulatedAgent, World
 from elkeid.fleet.events import Events
-from elkeid.fleet.host import Host
+from elkeid.fleet.host import HEARTBEAT_SECONDS, Host
 from elkeid.fleet.link import Address, AgentLink
 from elkeid.fleet.report import AgentReport, Summary
 from elkeid.fleet.resolve import AddressBook, Lookup
@@ -54,6 +54,7 @@ class Plan:
             those that updated themselves, always do.
         cuts: connections broken a second, at random, without a word to the gateway.
         bare: whether agents begin without plugins, as after a boot, instead of a stock set.
+        beat: seconds between heartbeats; shorter than real agents' for more control records.
     """
 
     agents: int
@@ -69,6 +70,7 @@ class Plan:
     allow_remote: bool = False
     restart: bool = False
     bare: bool = False
+    beat: float = HEARTBEAT_SECONDS
     cuts: float = 0.0
 
     def book(self, number: int) -> AddressBook:
@@ -119,6 +121,7 @@ class Fleet:
             rate=plan.rate,
             restart=plan.restart,
             bare=plan.bare,
+            beat=plan.beat,
             chance=random.Random(plan.seed).random,  # noqa: S311 - a simulation
             allowance=Allowance(plan.total),
         )

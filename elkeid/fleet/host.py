@@ -61,6 +61,7 @@ _CPUS = ("Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz", "AMD EPYC 7543 32-Core Proc
 class Activity:
     """What an agent did since its last heartbeat; the speeds it reports are made of this."""
 
+    seconds: float = HEARTBEAT_SECONDS  # from that one to the next
     records: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -141,10 +142,10 @@ class Host:
             "idc": place[0] or self.idc,
             "region": place[1] or "default",
             "net_mode": net_mode,
-            "rx_speed": f"{activity.bytes_received / HEARTBEAT_SECONDS:.8f}",
-            "tx_speed": f"{activity.bytes_sent / HEARTBEAT_SECONDS:.8f}",
-            "rx_tps": f"{activity.commands / HEARTBEAT_SECONDS:.8f}",
-            "tx_tps": f"{activity.records / HEARTBEAT_SECONDS:.8f}",
+            "rx_speed": f"{activity.bytes_received / activity.seconds:.8f}",
+            "tx_speed": f"{activity.bytes_sent / activity.seconds:.8f}",
+            "rx_tps": f"{activity.commands / activity.seconds:.8f}",
+            "tx_tps": f"{activity.records / activity.seconds:.8f}",
             "cpu": f"{chance() / 50:.8f}",
             "rss": str(28_000_000 + int(chance() * 8_000_000)),
             "read_speed": "0.00000000",

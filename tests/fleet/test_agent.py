@@ -35,6 +35,7 @@ class Scene:
         restart: bool = False,
         total: int | None = None,
         member: str | None = None,
+        beat: float = 60.0,
     ) -> None:
         self.clock = Clock()
         self.network = Network(self.clock)
@@ -54,6 +55,7 @@ class Scene:
             restart=restart,
             chance=lambda: 0.5,
             allowance=Allowance(total),
+            beat=beat,
         )
         self.agent = SimulatedAgent(0, Host(1, 0), AddressBook(member, private), self.world)
 
@@ -112,6 +114,21 @@ def test_first_heartbeat_then_one_a_minute() -> None:
     assert (second.data_type, second.fields["net_mode"]) == (1000, "private")
     assert [p.fields["name"] for p in plugins] == list(STOCK_PLUGINS)
     assert [r.fields["fleet_seq"] for r in scene.gateway.records] == [str(n) for n in range(8)]
+
+
+def test_heartbeats_as_often_as_asked() -> None:
+    """Agent and plugins beat by the interval given, and tell speeds of that time."""
+    scene = Scene(rate=10, beat=2)
+    scene.listen(ONE)
+    scene.start()
+    scene.advance(6.2)
+    beats = [record for record in scene.gateway.records if record.data_type == 1000]
+    assert [record.time - int(WALL) for record in beats] == [0, 2, 4, 6]
+    assert float(beats[-1].fields["tx_tps"]) == pytest.approx(10 + 7 / 2, abs=1)
+    plugins = [record for record in scene.gateway.records if record.data_type == 1001]
+    assert [record.fields["name"] for record in plugins] == [*STOCK_PLUGINS] * 3
+    share = sum(float(record.fields["tx_tps"]) for record in plugins[-6:])
+    assert share == pytest.approx(10, abs=1)
 
 
 def test_everything_of_a_tick_is_one_message() -> None:

@@ -53,6 +53,7 @@ def test_start_up_failures(folder: Path, argv: list[str], said: str) -> None:
         ["--agents", "0"],
         ["--rate", "-1"],
         ["--total", "0"],
+        ["--beat", "0"],
         ["--address", "127.0.0.1"],
         ["--sd", "127.0.0.1:0"],
         ["--hostnames", "same"],

@@ -32,7 +32,7 @@ from elkeid.fleet.stored import stored_records
 from elkeid.fleet.wheel import Ticked, TimerWheel
 from elkeid.wire import mqdata, rawdata
 from elkeid.wire.compression import decompressor
-from elkeid.wire.datatypes import RecordClass
+from elkeid.wire.datatypes import TASK_RESULTS, RecordClass
 from tests.fleet.gateway import H2Gateway, Network
 
 CONTROL, TELEMETRY, LOGS = RecordClass
@@ -100,6 +100,16 @@ def test_a_run_of_a_fixed_time() -> None:
     assert (summary.streams, summary.unconfirmed_streams, summary.exits) == (20, 0, 0)
     assert compare(reports, scene.stored()).good
     assert scene.clock.getDelayedCalls() == []
+
+
+def test_no_result_without_a_task() -> None:
+    """Agents that nobody gave a task replay all events there are, and bring no result."""
+    scene = Scene(agents=2, rate=100, duration=3)
+    scene.run()
+    scene.network.advance(3.2)
+    kinds = {record.data_type for each in scene.network.connections for record in each.records}
+    assert {event.data_type for event in load_events(None).templates} < kinds
+    assert not kinds & TASK_RESULTS
 
 
 def test_a_run_of_a_fixed_total() -> None:

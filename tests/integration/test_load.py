@@ -68,8 +68,8 @@ def stored(folder: Path) -> tuple[int, dict[str, list[int]]]:
 
 
 def start_fleet(folder: Path, report: Path, seconds: int) -> "subprocess.Popen[str]":
-    """Forty simulated agents, 50 records/s each."""
-    load = ["--agents", "40", "--rate", "50", "--duration", str(seconds)]
+    """Forty simulated agents, each of 50 events/s and 3.5 control records/s."""
+    load = ["--agents", "40", "--rate", "50", "--beat", "2", "--duration", str(seconds)]
     return subprocess.Popen(
         [str(BIN / "elkeid"), "fleet", "run", *load, "--report", str(report)],
         cwd=folder,
