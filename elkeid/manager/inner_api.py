@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import msgspec
 from twisted.logger import Logger
 
-from elkeid.log_limit import LimitedLog
 from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.drops import DropGuard
 from elkeid.manager.inner_check import signed_only
+from elkeid.manager.refusals import RefusedResults
 from elkeid.manager.result_intake import ResultIntake
 from elkeid.manager.store.configs import config_and_plugins
 from elkeid.manager.store.results import TOKEN_LIMIT, Outcome, is_issued
@@ -96,17 +96,23 @@ class InnerRoutes:
         metrics: counts.
         drops: holds configs that disarm many hosts.
         wall: seconds since the epoch.
+        monotonic: seconds that only go forward.
     """
 
     routes = Routes("/api", auth=AuthKind.SIGNED)
     log = Logger()
 
     def __init__(
-        self, store: Store, metrics: ManagerMetrics, drops: DropGuard, wall: Callable[[], float]
+        self,
+        store: Store,
+        metrics: ManagerMetrics,
+        drops: DropGuard,
+        wall: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._store, self._metrics, self._drops = store, metrics, drops
         self._results = ResultIntake(store, wall)
-        self._complaints = LimitedLog(self.log, wall)  # hosts choose what they report
+        self._refused = RefusedResults(self.log, monotonic)
 
     @routes.post(
         "/v1/agent/queryInfo",
@@ -138,9 +144,7 @@ class InnerRoutes:
             if (count := getattr(done, reason))
         }
         if refused:
-            self._complaints.warn(
-                "results from {peer} were refused: {refused}", peer=call.peer, refused=refused
-            )
+            self._refused.count(call.peer, refused)
         return Enveloped(None, {"refused": refused} if refused else {})
 
     def _count(self, done: Outcome) -> None:

@@ -2,7 +2,7 @@
 
 from elkeid.config import ManagerSettings
 from elkeid.limits import Limit
-from elkeid.manager import audit, claim_watch, live, logins, passwords, throttle
+from elkeid.manager import audit, claim_watch, live, logins, passwords, refusals, throttle
 from elkeid.manager.store import filtersql, store, tokens, users
 
 LISTENERS = "elkeid_manager_live_listeners"
@@ -11,11 +11,12 @@ ANSWERS = "elkeid_manager_answers"
 CLAIMS = "elkeid_manager_claims_total"
 LOGINS = "elkeid_manager_logins"
 AUDIT = "elkeid_manager_audit"
+RESULTS = "elkeid_manager_results"
 
 
 def limits(settings: ManagerSettings) -> list[Limit]:
     """All of them, with the values that these settings give."""
-    return [*_of_users(settings), *_of_listeners(), *_of_claims()]
+    return [*_of_users(settings), *_of_listeners(), *_of_claims(), _of_lines()]
 
 
 def _of_users(settings: ManagerSettings) -> list[Limit]:
@@ -259,3 +260,15 @@ def _of_claims() -> list[Limit]:
         Limit(name, value, unit, reason, answer, metric, f"manager/test_claims.py::{test}")
         for name, value, unit, reason, answer, metric, test in rows
     ]
+
+
+def _of_lines() -> Limit:
+    return Limit(
+        "refusals.LINE_SECONDS",
+        refusals.LINE_SECONDS,
+        "seconds between log lines on refused results",
+        "hosts choose what they report",
+        "the next line has the sums",
+        RESULTS,
+        "manager/test_refusals.py::test_one_line_a_minute",
+    )

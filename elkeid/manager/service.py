@@ -194,7 +194,7 @@ class ManagerRole:
         )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)
         inner = [
-            InnerRoutes(self.store, self.metrics, drops, wall),
+            InnerRoutes(self.store, self.metrics, drops, wall, monotonic),
             UploadRoutes(self.uploads, self.metrics),
             AnnouncementRoutes(),
         ]
