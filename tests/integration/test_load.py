@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,22 @@ import pytest
 
 from elkeid.eventlog.reader import LogReader
 from elkeid.wire import mqdata
-from tests.integration.servers import BIN, Server, free_ports, running, settings_text, twistd
+from tests.integration.servers import (
+    BIN,
+    Server,
+    eventually,
+    free_ports,
+    running,
+    settings_text,
+    twistd,
+)
+from tests.integration.signed import signed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEQ = re.compile(rb"\x0a\x03seq\x12\x0c(\d{12})")  # the field `seq` as agentswarm encodes it
 pytestmark = pytest.mark.integration
+ARRIVAL_SECONDS = 180  # for agents to come back; they wait 5 s, or 45 s after they gave up
+SOME_RECORDS = 2000  # of all agents together: a second's
 
 
 def generator(name: str = "agentswarm") -> str:
@@ -67,15 +78,30 @@ def stored(folder: Path) -> tuple[int, dict[str, list[int]]]:
     return count, seqs
 
 
-def start_fleet(folder: Path, report: Path, seconds: int) -> "subprocess.Popen[str]":
-    """Forty simulated agents, each of 50 events/s and 3.5 control records/s."""
-    load = ["--agents", "40", "--rate", "50", "--beat", "2", "--duration", str(seconds)]
+def start_fleet(folder: Path, report: Path, seconds: int, *more: str) -> "subprocess.Popen[str]":
+    """Forty simulated agents, each of 50 events/s and 3.5 control records/s; 0 s have no end."""
+    load = ["--agents", "40", "--rate", "50", "--beat", "2", "--duration", str(seconds), *more]
     return subprocess.Popen(
         [str(BIN / "elkeid"), "fleet", "run", *load, "--report", str(report)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+    )
+
+
+def wait_for_load(folder: Path, port: int) -> None:
+    """Until all forty agents are connected to the gateway with this API, and send."""
+
+    def told(path: str) -> Any:
+        return signed(folder / "keys", port, "GET", path)[1]["data"]
+
+    eventually(lambda: told("/conn/count") == 40, ARRIVAL_SECONDS, "not all agents are here")
+    begun = told("/ledger")["telemetry"]["appended"]
+    eventually(
+        lambda: told("/ledger")["telemetry"]["appended"] - begun > SOME_RECORDS,
+        ARRIVAL_SECONDS,
+        "they do not send",
     )
 
 
@@ -128,14 +154,18 @@ def test_lean_load_is_stored(tmp_path: Path) -> None:
 def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
     """After kill -9 agents come back by themselves, and what is stored is a clean prefix."""
     report = tmp_path / "sent.jsonl"
-    with server_in(tmp_path) as (server, _):
-        run = start_fleet(tmp_path, report, seconds=24)
-        time.sleep(6)
+    with server_in(tmp_path) as (server, ports), ExitStack() as stack:
+        # On a slow machine a start may take so long that agents give up; they come back.
+        run = start_fleet(tmp_path, report, 0, "--restart")
+        stack.callback(run.kill)
+        wait_for_load(tmp_path, ports[1])
         server.stop(signal.SIGKILL)
         with running(twistd(), tmp_path) as again:
-            time.sleep(9)  # every agent waits 5 s before it dials again
+            wait_for_load(tmp_path, ports[1])
             again.stop(signal.SIGKILL)
             with running(twistd(), tmp_path) as last:
+                wait_for_load(tmp_path, ports[1])
+                run.send_signal(signal.SIGINT)
                 said, _ = run.communicate(timeout=90)
                 assert run.returncode == 0, said
                 assert last.stop() == -signal.SIGTERM
@@ -149,13 +179,15 @@ def test_kill_loses_nothing_that_was_stored(tmp_path: Path) -> None:
 def test_stop_says_goodbye(tmp_path: Path) -> None:
     """SIGTERM under load: agents see OK, what they sent is stored, and it takes under 10 s."""
     report = tmp_path / "sent.jsonl"
-    with server_in(tmp_path) as (server, _):
-        run = start_fleet(tmp_path, report, seconds=12)
-        time.sleep(5)
+    with server_in(tmp_path) as (server, ports), ExitStack() as stack:
+        run = start_fleet(tmp_path, report, 0)
+        stack.callback(run.kill)
+        wait_for_load(tmp_path, ports[1])
         begun = time.monotonic()
         assert server.stop() == -signal.SIGTERM
         assert time.monotonic() - begun < 10
         assert not any("Traceback" in line for line in server.lines)
+        run.send_signal(signal.SIGINT)
         said, _ = run.communicate(timeout=90)
     check = check_fleet(tmp_path, report)
     assert check.returncode == 0, said + check.stdout + check.stderr
