@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from attrs import evolve, field, frozen
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from elkeid.manager.store.schema import audit, audit_head
 
@@ -261,32 +261,45 @@ def _told(link: Link, outcome: Any) -> Told:
 def remove_before(connection: Connection, at_ms: int, limit: int, checkpoint: Entry) -> int:
     """Remove the oldest entries, and say so in the log.
 
+    What is older than ``at_ms`` goes, up to the first entry that is not. An entry of a time that
+    has not come yet is of a clock that ran ahead: it is as old as what follows it, so it goes
+    with the next entry that is old, and keeps nothing that follows it. Only such entries are
+    doubted: one of a clock that was behind must not make old what was written before it.
+
     Args:
         connection: within a transaction.
-        at_ms: unix milliseconds; what is older goes, up to the first that is not.
+        at_ms: unix milliseconds.
         limit: at most so many.
-        checkpoint: the entry that is appended, without its body.
+        checkpoint: the entry that is appended, without its body; its time is now.
 
     Returns:
         How many were removed.
     """
     locked = select(audit_head.c.seq).where(audit_head.c.id == 1)
     connection.execute(locked.with_for_update()).one()
-    oldest = connection.execute(select(func.min(audit.c.seq))).scalar()
-    if oldest is None:
-        return 0
-    young = select(func.min(audit.c.seq)).where(
-        audit.c.seq < oldest + limit, audit.c.at_ms >= at_ms
-    )
-    first_kept = connection.execute(young).scalar() or oldest + limit
-    last = connection.execute(
-        select(audit.c.seq, audit.c.hash)
-        .where(audit.c.seq < first_kept)
-        .order_by(audit.c.seq.desc())
-        .limit(1)
-    ).first()
+    last = _last_old(connection, at_ms, checkpoint.at_ms, limit)
     if last is None:
         return 0
-    body = _encode({"through": last.seq, "hash": last.hash}).decode()
+    its_hash = connection.execute(select(audit.c.hash).where(audit.c.seq == last)).scalar_one()
+    body = _encode({"through": last, "hash": its_hash}).decode()
     append(connection, evolve(checkpoint, kind=CHECKPOINT, body=body))
-    return connection.execute(delete(audit).where(audit.c.seq <= last.seq)).rowcount
+    return connection.execute(delete(audit).where(audit.c.seq <= last)).rowcount
+
+
+def _last_old(connection: Connection, at_ms: int, now_ms: int, limit: int) -> int | None:
+    """The last of the oldest ``limit`` entries that may go; None if all stay."""
+    of = audit.c
+    seq = 0
+    last: int | None = None
+    for seq, made_ms in connection.execute(select(of.seq, of.at_ms).order_by(of.seq).limit(limit)):
+        if made_ms < at_ms:
+            last = seq
+        elif made_ms <= now_ms:
+            return last
+    if last is not None:
+        return last
+    # All of these are of a clock that ran ahead: the next one of another tells how old they are.
+    # By number, whatever index a database would choose for the time.
+    follows = select(of.at_ms).where(of.seq > seq, of.at_ms + 0 <= now_ms)
+    next_ms = connection.execute(follows.order_by(of.seq).limit(1)).scalar()
+    return seq if next_ms is not None and next_ms < at_ms else None
