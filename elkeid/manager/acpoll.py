@@ -108,6 +108,10 @@ class StatAnswer(msgspec.Struct):
     more: bool | None = None
 
 
+NOT_YET = "not polled yet"
+"""Before the first answer."""
+
+
 class AcPoller:
     """Polls one AgentCenter until it is stopped.
 
@@ -142,7 +146,7 @@ class AcPoller:
         self._running: Deferred[None] | None = None
         self._call: Deferred[Reply] | None = None
         self._next: IDelayedCall | None = None
-        self.problem: str | None = "not polled yet"
+        self.problem: str | None = NOT_YET
         self.skew = 0.0  # its clock minus ours, seconds
 
     def start(self) -> None:
@@ -309,16 +313,22 @@ class AcPoll:
             self.log.error("the end of a poll failed: {result}", result=result)
 
     def problems(self) -> list[str]:
-        """What keeps agents' status from being fresh, for ``/ready``."""
+        """What keeps agents' status from being fresh, for ``/ready``.
+
+        Anybody may read it: it does not say where AgentCenters are.
+        """
         if not self._told:
             return ["ServiceDiscovery has not told the AgentCenters yet"]
         if not self._pollers:
             return [f"ServiceDiscovery lists no AgentCenter ({AC_NAME})"]
-        return [
-            f"AgentCenter {source}: {poller.problem}"
-            for source, poller in self._pollers.items()
-            if poller.problem is not None
-        ]
+        found = [each.problem for each in self._pollers.values() if each.problem is not None]
+        of_all = f"of {len(self._pollers)} AgentCenters"
+        problems = []
+        if waiting := found.count(NOT_YET):
+            problems.append(f"{waiting} {of_all} yet to be polled")
+        if failing := len(found) - waiting:
+            problems.append(f"{failing} {of_all} cannot be polled, the log says which and why")
+        return problems
 
     def states(self) -> Mapping[Source, PollState]:
         """How the polling of each AC goes."""

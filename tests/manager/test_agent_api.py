@@ -273,7 +273,8 @@ class CommonTests(_Case):
         self.deployment.network.advance(25)
         got = self.call("GET", "/ready")
         self.assertEqual(got.status, 503)
-        self.assertIn("AgentCenter 127.0.0.1:6752", got.json["reasons"][0])
+        (reason,) = got.json["reasons"]
+        self.assertEqual(reason, "1 of 1 AgentCenters cannot be polled, the log says which and why")
 
     def test_metrics(self) -> None:
         """Figures of what was polled and answered."""
