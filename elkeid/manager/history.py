@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
 from elkeid.manager.figures import (
     COARSE_SECONDS,
@@ -116,6 +117,7 @@ class History:
         self._event_seconds, self._ring = event_seconds, ring
         self._hour: int | None = None  # the next one to roll up
         self._stopping = False
+        self._outage = Outage("histories of hosts wait for the database")
         self._loop = LoopingCall(self._round)
         self._loop.clock = clock
         self._ended: Deferred[LoopingCall] | None = None
@@ -159,19 +161,27 @@ class History:
         return [joined(agent_id, began, several) for began, several in steps.items()]
 
     async def _round(self) -> None:
-        await self._attempt(self._write, False)
-        await self._attempt(self._roll_up)
+        asked = [await self._attempt(self._write, False), await self._attempt(self._roll_up)]
+        if None not in asked and any(asked):
+            self._outage.worked()
 
-    async def _attempt(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    async def _attempt(
+        self, work: Callable[..., Awaitable[bool]], *arguments: object
+    ) -> bool | None:
+        """Whether the database was asked for anything; None if it failed."""
         try:
-            await work(*arguments)
+            return await work(*arguments)
         except StoreError as error:
-            self.log.warn("history waits: {error}", error=error)
+            self._outage.failed(error)
         except Exception:  # a LoopingCall ends for good at the first error
             self.log.failure("history failed; trying on")
+        return None
 
-    async def _write(self, everything: bool) -> None:
-        """Store what is over; what cannot be stored is lost, so that memory stays bounded."""
+    async def _write(self, everything: bool) -> bool:
+        """Store what is over, if anything is.
+
+        What cannot be stored is lost, so that memory stays bounded.
+        """
         over = self._figures.over(self._wall(), everything=everything)
         sums: dict[int, tuple[int, float, float]] = {}
         for start in range(0, len(over), ROWS_PER_WRITE):
@@ -181,26 +191,31 @@ class History:
                 sums[began] = (known[0] + sum_[0], known[1] + sum_[1], known[2] + sum_[2])
         for began, (hosts, cpu, memory) in sums.items():
             await self._measured(began, hosts, cpu / hosts, memory / hosts)
+        return bool(over)
 
-    async def _roll_up(self) -> None:
+    async def _roll_up(self) -> bool:
         """Roll up hours that are over, one after another, from where some Manager was."""
+        asked = False
         now = self._wall()
         past = now - self._fine_seconds
         earliest = int(past - past % COARSE_SECONDS) + COARSE_SECONDS
         if self._hour is None or self._hour > now:  # at the start, or the clock was set back
+            asked = True
             newest = await self._store.read(newest_stretch, COARSE_SECONDS) or 0
             # The newest may have been cut off in the middle; what is done is not done twice.
             self._hour = newest if newest <= now else 0
         self._hour = max(self._hour, earliest)  # a clock that jumps ahead skips what has no figures
         while self._hour + COARSE_SECONDS + FINE_SECONDS + 2 * LATE_SECONDS <= self._wall():
+            asked = True
             last: str | None = ""
             while last is not None:
                 if self._stopping:
-                    return
+                    return asked
                 last = await self._store.write(
                     join_stretches, last, HOSTS_PER_STEP, SPANS, self._hour
                 )
             self._hour += COARSE_SECONDS
+        return asked
 
     def rules(self) -> list[Rule]:
         """What is forgotten when."""

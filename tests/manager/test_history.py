@@ -3,6 +3,7 @@
 from typing import Any
 from unittest.mock import patch
 
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager import history
@@ -349,6 +350,42 @@ class FigureTests(HistoryCase):
         self.fill(6)
         (curve,) = self.curve("AgentCpuMetrics", start, start + 900)["MetricDataResults"]
         self.assertEqual([each["Timestamp"] for each in curve["DataPoints"]], [start + 300])
+
+    def rounds(self, count: int) -> None:
+        """Let so many rounds pass."""
+        self.deployment.network.advance(count * history.PACE_SECONDS, step=5)
+
+    def test_an_outage_is_told_once(self) -> None:
+        """While the database is away the log has one line of it, and one when it is back."""
+        told: list[str] = []
+
+        def keep(event: Any) -> None:
+            if event["log_namespace"].startswith("elkeid.") and "histories" in formatEvent(event):
+                told.append(event["log_level"].name)
+
+        globalLogPublisher.addObserver(keep)
+        self.addCleanup(globalLogPublisher.removeObserver, keep)
+        store, kept = self.deployment.manager.store, self.deployment.manager.hosts.history
+        self.fill(5)
+        kept._hour = None  # as after a start: each round asks where hours are rolled up to
+        store._open = False
+        self.rounds(10)
+        self.assertEqual(told, ["warn"])
+        store._open = True
+        self.rounds(3)
+        self.assertEqual(told, ["warn", "info"])
+
+    def test_a_round_without_work_ends_no_outage(self) -> None:
+        """What was not asked for cannot have worked."""
+        store, kept = self.deployment.manager.store, self.deployment.manager.hosts.history
+        store._open = False
+        kept._hour = None
+        self.rounds(1)
+        self.assertEqual(kept._outage.failures, 1)
+        kept._hour = self.now()
+        self.rounds(3)
+        self.assertEqual(kept._outage.failures, 1)
+        store._open = True
 
 
 class LicenseTests(HistoryCase):
