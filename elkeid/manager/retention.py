@@ -41,7 +41,8 @@ class Retention:
 
     Args:
         clock: for pauses.
-        now: tells the time by which things are old, in unix seconds, or fails with `StoreError`.
+        now: tells the time by which things are old, in unix seconds, or fails with `StoreError`;
+            asked once a round.
         rules: what to forget.
     """
 
@@ -76,19 +77,29 @@ class Retention:
 
     async def _once(self) -> None:
         self._number += 1
+        try:
+            now = await self._now()
+        except StoreError as error:
+            self._outage.failed(error)
+        except Exception:  # a LoopingCall ends for good at the first error
+            self.log.failure("nobody knows what is old, so it is kept; trying on")
+        else:
+            await self._apply(now)
+        self._round = None
+
+    async def _apply(self, now: float) -> None:
         failed = False
         for rule in self._rules:
             if self._number % rule.rounds or self._stopping:
                 continue
+            before = now - rule.seconds
             try:
-                before = await self._now() - rule.seconds
                 while not self._stopping and await rule.forget_some(before):
                     pass
             except StoreError as error:
                 failed = True
                 self._outage.failed(error)
-            except Exception:  # a LoopingCall ends for good at the first error
+            except Exception:  # as above
                 self.log.failure("old {what} are kept; trying on", what=rule.what)
         if not failed:
             self._outage.worked()
-        self._round = None

@@ -17,6 +17,8 @@ from .deployment import Deployment
 class RoundTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
+        self.times: list[Any] = []  # what `now` does, in place of telling the time
+        self.told = 0  # times that it did
         self.asked: list[tuple[str, float]] = []
         self.answers: dict[str, list[Any]] = {}
         rules = [Rule(name, 100.0, self.forgetter(name)) for name in ("a", "b")]
@@ -25,6 +27,9 @@ class RoundTests(SynchronousTestCase):
 
     async def now(self) -> float:
         """The time by which things are old."""
+        self.told += 1
+        if self.times:
+            raise self.times.pop(0)
         return 1000 + self.clock.seconds()
 
     def forgetter(self, name: str) -> Any:
@@ -52,6 +57,18 @@ class RoundTests(SynchronousTestCase):
         self.assertEqual(self.asked, [("a", 1500.0)] * 3 + [("b", 1500.0)])
         self.clock.advance(PAUSE_SECONDS)
         self.assertEqual(self.asked[4:], [("a", 2100.0), ("b", 2100.0)])
+        self.assertEqual(self.told, 2)
+        self.successResultOf(self.stop())
+
+    def test_nobody_knows_the_time(self) -> None:
+        """Nothing is forgotten in that round, and all in the next one."""
+        self.times = [StoreBusy("too much"), ValueError("bug")]
+        for rounds in (1, 2):
+            self.clock.advance(PAUSE_SECONDS)
+            self.assertEqual((self.told, self.asked), (rounds, []))
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.clock.advance(PAUSE_SECONDS)
+        self.assertEqual(self.asked, [("a", 2700.0), ("b", 2700.0)])
         self.successResultOf(self.stop())
 
     def test_failures_stop_nothing(self) -> None:
