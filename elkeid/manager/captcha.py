@@ -66,11 +66,3 @@ class Captcha:
 def has_zero_bits(answer: str) -> bool:
     """Say whether the hash of an answer begins as it must."""
     return int.from_bytes(sha256(answer.encode()).digest()) >> (256 - BITS) == 0
-
-
-def solve(challenge: str) -> str:
-    """An answer to a challenge, as a client finds it."""
-    number = 0
-    while not has_zero_bits(f"{challenge}:{number}"):
-        number += 1
-    return f"{challenge}:{number}"

@@ -36,11 +36,6 @@ def uri_of(secret: str, username: str) -> str:
     )
 
 
-def code_at(secret: str, step: int) -> str:
-    """The code of a time step, as the app shows it."""
-    return _totp(secret).generate(step * STEP_SECONDS).decode()
-
-
 def step_of(secret: str, code: str, now: float) -> int | None:
     """The time step that a code belongs to; None if to none near now.
 
@@ -52,7 +47,9 @@ def step_of(secret: str, code: str, now: float) -> int | None:
     digits = code.strip()
     if len(digits) != DIGITS or not (digits.isascii() and digits.isdigit()):
         return None
-    totp, current = _totp(secret), int(now) // STEP_SECONDS
+    # SHA-1 is what apps know, and enough for a keyed hash.
+    totp = TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303
+    current = int(now) // STEP_SECONDS
     for step in range(current - WINDOW, current + WINDOW + 1):
         try:
             totp.verify(digits.encode(), step * STEP_SECONDS)
@@ -60,11 +57,6 @@ def step_of(secret: str, code: str, now: float) -> int | None:
             continue
         return step
     return None
-
-
-def _totp(secret: str) -> TOTP:
-    # SHA-1 is what apps know, and enough for a keyed hash.
-    return TOTP(base64.b32decode(secret), DIGITS, SHA1(), STEP_SECONDS)  # noqa: S303
 
 
 def new_recovery_codes() -> list[str]:

@@ -13,6 +13,7 @@ from elkeid.wire.signature import sign
 from tests.web.memory import NOW
 
 from .deployment import AK, SK, Deployment
+from .stored_results import count_results, results_of
 
 INFO = "/api/v1/agent/queryInfo"
 RESULTS = "/api/v1/agent/updateSubTask"
@@ -61,7 +62,7 @@ class _Case(SynchronousTestCase):
 
     def stored(self, token: str) -> list[Any]:
         """The stored results of a token."""
-        found = self.run_(self.store.read(results.results_of, token))
+        found = self.run_(self.store.read(results_of, token))
         return [msgspec.json.decode(each) for each in found]
 
     def store_default(self, config: list[Any], **more: Any) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class ResultTests(_Case):
         expected = {"unknown_token": 2, "without_token": 3, "malformed": 2}
         self.assertEqual((answer["code"], answer["refused"]), (0, expected))
         self.assertEqual(self.stored(token), [good])
-        self.assertEqual(self.run_(self.store.read(results.count_results)), 1)
+        self.assertEqual(self.run_(self.store.read(count_results)), 1)
 
     def test_one_token_is_bounded(self) -> None:
         """A host that answers without end fills no disk."""

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from elkeid.manager.captcha import LIFE_SECONDS, Captcha, has_zero_bits, solve
+from elkeid.manager.captcha import LIFE_SECONDS, Captcha, has_zero_bits
 from elkeid.manager.logins import CHECKS_PER_ADDRESS, Credentials, LoginRefused, Logins
 from elkeid.manager.passwords import Passwords
 from elkeid.manager.store.logins import Failures, note_failure
@@ -30,12 +30,13 @@ from elkeid.manager.throttle import (
     address_of,
     counted,
 )
-from elkeid.manager.totp import STEP_SECONDS, code_at
+from elkeid.manager.totp import STEP_SECONDS
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.routes import Call
 from tests.web.memory import NOW
 
 from .deployment import HASHER, PASSWORD, Deployment
+from .login_proofs import code_at, solve
 from .stores import HeldThreads
 
 LOGIN = "/api/v1/user/login"

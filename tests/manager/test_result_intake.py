@@ -9,10 +9,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from elkeid.manager import result_intake
 from elkeid.manager.result_intake import ResultIntake
 from elkeid.manager.store import results
-from elkeid.manager.store.results import Outcome, issue_tokens, results_of
+from elkeid.manager.store.results import Outcome, issue_tokens
 from elkeid.manager.store.store import StoreBusy, StoreFailed
 from tests.integration.postgres import needs_postgres
 
+from .stored_results import results_of
 from .stores import HeldStoreCase
 
 NOW = 1_700_000_000

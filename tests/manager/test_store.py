@@ -37,7 +37,7 @@ from elkeid.manager.store.agents import apply_reports, find_agent
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import READERS, Database, QueryTooLong
 from elkeid.manager.store.migrate import SCRIPTS, migrate
-from elkeid.manager.store.results import apply_results, issue_tokens, results_of
+from elkeid.manager.store.results import apply_results, issue_tokens
 from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.store import (
     SEARCHES_AT_ONCE,
@@ -51,6 +51,7 @@ from elkeid.manager.store.upsert import excluded, insert_missing, upsert
 from elkeid.manager.store.users import add_user, find_user
 from tests.integration.postgres import needs_postgres
 
+from .stored_results import results_of
 from .stores import (
     HeldStoreCase,
     InlineThreads,

@@ -4,9 +4,9 @@ from typing import Any
 
 from twisted.logger import globalLogPublisher
 
-from elkeid.manager.store.results import count_results
 from elkeid.web.answers import Answer
 
+from .stored_results import count_results
 from .task_case import (
     CONFIG,
     CONTROL,

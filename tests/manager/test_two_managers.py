@@ -8,14 +8,14 @@ import pytest
 from attrs import evolve
 
 from elkeid.manager.auditcheck import verify
-from elkeid.manager.captcha import solve
 from elkeid.manager.service import ManagerRole
 from elkeid.manager.store.backends import database_of
 from elkeid.manager.throttle import CAPTCHA_TRIES
-from elkeid.manager.totp import STEP_SECONDS, code_at
+from elkeid.manager.totp import STEP_SECONDS
 from tests.integration.postgres import needs_postgres
 
 from .deployment import HASHER, PASSWORD, MarkedThreads
+from .login_proofs import code_at, solve
 from .stores import migrated_url
 from .test_logins import LOGIN, Case
 

@@ -240,16 +240,3 @@ def _held(
         )
         counts |= {row.token: row.n for row in counted}
     return held, counts
-
-
-def results_of(connection: Connection, token: str) -> list[str]:
-    """The stored results of a token, JSON objects, in the order of their arrival."""
-    rows = connection.execute(
-        select(task_result.c.content).where(task_result.c.token == token).order_by(task_result.c.id)
-    )
-    return list(rows.scalars())
-
-
-def count_results(connection: Connection) -> int:
-    """How many results are stored."""
-    return connection.execute(select(func.count()).select_from(task_result)).scalar_one()
