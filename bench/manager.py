@@ -34,6 +34,7 @@ from elkeid.garbage import Keeper
 from elkeid.manager.agents import REPORTS_PER_WRITE, AgentStatus
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import EVERYTHING, FilterBody, Test, parse
+from elkeid.manager.lists import LongLists
 from elkeid.manager.store.agent_pages import Page, page_of_agents
 from elkeid.manager.store.agents import apply_sorted, sort_out
 from elkeid.manager.store.backends import make_database
@@ -193,7 +194,14 @@ class Bench:
 
     def __init__(self, store: Store, threads: Threads, agents: int, now: int) -> None:
         self.store, self.threads, self.agents, self.now = store, threads, agents, now
-        self.status = AgentStatus(store, reactor, time.time, 1e9, NoFollower())  # type: ignore[arg-type]
+        self.status = AgentStatus(
+            store,
+            reactor,  # type: ignore[arg-type]
+            time.time,
+            1e9,
+            NoFollower(),
+            lists=LongLists(time.time),
+        )
         self.figures: dict[str, Any] = {}
         self._ticked = self._latest = 0.0
 

@@ -9,21 +9,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
-from attrs import frozen
 from sqlalchemy import Connection
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
-from elkeid.manager.anchors import Anchors
 from elkeid.manager.beats import Sorted
 from elkeid.manager.documents import AgentReport, Source
 from elkeid.manager.filter import EVERYTHING, Test
+from elkeid.manager.lists import LongLists
 from elkeid.manager.store.agent_pages import (
-    EXACT_ROWS,
     Page,
     count_of_agents,
     ids_of_agents,
@@ -47,6 +45,7 @@ from elkeid.manager.store.agents import (
     turn_offline,
 )
 from elkeid.manager.store.bulk import IDS_PER_STATEMENT
+from elkeid.manager.store.starts import Start
 from elkeid.manager.store.store import Store
 
 REPORTS_PER_WRITE = 500
@@ -58,24 +57,6 @@ SWEEP_SECONDS = 4.0
 HEARD_SECONDS = 10.0
 """An AC of which no Manager has heard for so long after it was due: nobody knows any more which
 agents it holds."""
-
-COUNT_SECONDS = 5.0
-"""How old the number of matches of a large list may be."""
-
-COUNT_AGAIN_SECONDS = 3.0
-"""From this age on it is counted anew, meanwhile the old one is shown."""
-
-COUNTS = 256
-"""Filters whose numbers of matches are remembered."""
-
-COUNT_KEY_CHARACTERS = 4_096
-"""Of a longer filter neither the number nor places are remembered."""
-
-
-@frozen
-class _Counted:
-    total: int
-    at: float
 
 
 class Follower(Protocol):
@@ -100,6 +81,7 @@ class AgentStatus:
         wall: seconds since the epoch.
         offline_seconds: silence after which an agent is offline.
         follower: is told of every report.
+        lists: remembers where pages of agents began, and how many match.
     """
 
     log = Logger()
@@ -111,18 +93,16 @@ class AgentStatus:
         wall: Callable[[], float],
         offline_seconds: float,
         follower: Follower,
+        *,
+        lists: LongLists,
     ) -> None:
-        self._follower = follower
+        self._follower, self._lists = follower, lists
         self._store, self._wall, self._offline_seconds = store, wall, offline_seconds
         self.total = 0  # agents, as last counted
         self._sweeps = LoopingCall(self._sweep)
         self._sweeps.clock = clock
         self._sweeping: Deferred[None] | None = None
         self._outage = Outage("agents' states are not brought up to date")
-        self._counts: dict[str, _Counted] = {}  # test -> matches; the last ones asked for
-        self._counting: set[str] = set()
-        self._count_turns = DeferredLock()
-        self._anchors = Anchors(wall)
         self._heard: dict[Source, int] = {}  # not stored yet
         self._storing_heard = False
 
@@ -145,50 +125,16 @@ class AgentStatus:
         return self._wall() - self._offline_seconds
 
     async def page(self, test: Test, offset: int, limit: int) -> Page:
-        """A page of the agents that satisfy a test; see `page_of_agents`.
+        """A page of the agents that satisfy a test; see `page_of_agents` and `LongLists.page`."""
+        search = self._store.read if test == EVERYTHING else self._store.search
 
-        The total is exact up to `EXACT_ROWS`, and above at most `COUNT_SECONDS` old; a deep page
-        is where it was at most `ANCHOR_SECONDS` ago.
-        """
-        look = self._store.read if test == EVERYTHING else self._store.search
-        key = repr(test)
-        known = self._counts.pop(key, None)
-        if known is not None and not 0 <= self._wall() - known.at <= COUNT_SECONDS:
-            known = None
-        if known is not None:
-            self._counts[key] = known  # the last of those asked for
-            if self._wall() - known.at > COUNT_AGAIN_SECONDS and key not in self._counting:
-                self._counting.add(key)
-                Deferred.fromCoroutine(self._count_again(key, test))
-        at = self._wall()
-        total = None if known is None else known.total
-        reading = self._anchors.near(key, offset)
-        page = await look(page_of_agents, test, offset, limit, total=total, start=reading.start)
-        if known is None:
-            self._remember(key, _Counted(page.total, at))
-        if len(key) <= COUNT_KEY_CHARACTERS:
-            reading.found(*page.starts)
-        return page
+        async def look(total: int | None, start: Start | None) -> Page:
+            return await search(page_of_agents, test, offset, limit, total=total, start=start)
 
-    def _remember(self, key: str, counted: _Counted) -> None:
-        self._counts.pop(key, None)
-        if counted.total <= EXACT_ROWS or len(key) > COUNT_KEY_CHARACTERS:
-            return
-        self._counts[key] = counted
-        while len(self._counts) > COUNTS:
-            del self._counts[next(iter(self._counts))]
+        async def count() -> int:
+            return await self._store.search(count_of_agents, test)
 
-    async def _count_again(self, key: str, test: Test) -> None:
-        # One at a time: counts of several lists would leave no search to those who ask for pages.
-        await self._count_turns.acquire()
-        try:
-            at = self._wall()
-            self._remember(key, _Counted(await self._store.search(count_of_agents, test), at))
-        except StoreError:
-            return  # whoever asks next counts, and hears of it
-        finally:
-            self._count_turns.release()
-            self._counting.discard(key)
+        return await self._lists.page(f"agents {test!r}", offset, look, count)
 
     async def following(self, test: Test, after: str, limit: int) -> list[msgspec.Raw]:
         """The next agents that satisfy a test, by id, from one id on; `after` is not among them.

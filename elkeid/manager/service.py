@@ -27,7 +27,6 @@ from elkeid.manager.acpoll import AC_NAME, AcPoll
 from elkeid.manager.agent_api import AgentRoutes
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.aging import Aging
-from elkeid.manager.anchors import Anchors
 from elkeid.manager.api import ABOUT, PONG, ElsewhereRoutes, TokenCheck, make_api
 from elkeid.manager.audit import AuditLog
 from elkeid.manager.audit_api import AuditRoutes
@@ -41,6 +40,7 @@ from elkeid.manager.host_parts import HostParts
 from elkeid.manager.inner_api import InnerRoutes
 from elkeid.manager.inner_check import InnerCheck
 from elkeid.manager.job_api import AnnouncementRoutes, JobRoutes
+from elkeid.manager.lists import LongLists
 from elkeid.manager.live import LiveFeed
 from elkeid.manager.live_api import LiveRoutes
 from elkeid.manager.logins import Logins
@@ -111,8 +111,9 @@ class ManagerRole:
         self.store = Store(database_of(settings), threads)
         self.aging = Aging(self.store, wall, monotonic)
         self.hosts = HostParts(settings, self.store, threads, reactor, wall)
+        self._lists = LongLists(wall)
         self.agents = AgentStatus(
-            self.store, reactor, wall, manager.offline_seconds, self.hosts.watch
+            self.store, reactor, wall, manager.offline_seconds, self.hosts.watch, lists=self._lists
         )
         credentials = Credentials(*keys.signing_pair)
         sd_http = JsonClient(reactor, discovery_agent or http_agent(reactor), wall, credentials)
@@ -206,8 +207,8 @@ class ManagerRole:
             ConfigRoutes(self.store, drops, wall, self.news.announce),
             ClusterRoutes(self._cluster),
             LiveRoutes(self.live, token_check, threads, reactor),
-            TaskRoutes(self.tasks, self.store, Anchors(wall)),
-            AgentTaskRoutes(self.tasks, self.store, Anchors(wall)),
+            TaskRoutes(self.tasks, self.store, self._lists),
+            AgentTaskRoutes(self.tasks, self.store, self._lists),
             JobRoutes(self.tasks, self.store),
             DownloadRoutes(self.uploads, self.hosts.exports),
             *self.hosts.groups(self.agents, self.tag_news),

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from elkeid.manager.anchors import Anchors
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
-from elkeid.manager.filter import FilterBody, parse
+from elkeid.manager.filter import FilterBody, Test, parse
+from elkeid.manager.lists import LongLists
 from elkeid.manager.pages import ModelPage, PageQuery, model_page
 from elkeid.manager.roles import (
     AGENT_READERS,
@@ -15,9 +15,14 @@ from elkeid.manager.roles import (
     JOB_READERS,
 )
 from elkeid.manager.store.configs import find_config
+from elkeid.manager.store.starts import Start
 from elkeid.manager.store.store import Store
 from elkeid.manager.store.task_lists import (
+    AS_CREATED,
+    Found,
     approvals_waiting,
+    count_of_subtasks,
+    count_of_tasks,
     decisions_on,
     find_job,
     find_task,
@@ -62,13 +67,13 @@ class TaskRoutes:
     Args:
         tasks: creates and controls them.
         store: open.
-        anchors: places in lists of subtasks.
+        lists: remembers where pages began, and how many match.
     """
 
     routes = Routes("/api/v1/agent", auth=AuthKind.TOKEN)
 
-    def __init__(self, tasks: Tasks, store: Store, anchors: Anchors) -> None:
-        self._tasks, self._store, self._anchors = tasks, store, anchors
+    def __init__(self, tasks: Tasks, store: Store, lists: LongLists) -> None:
+        self._tasks, self._store, self._lists = tasks, store, lists
 
     @routes.post(
         "/createTask/task",
@@ -210,13 +215,10 @@ class TaskRoutes:
     )
     async def list_tasks(self, call: Call[PageQuery, FilterBody | None]) -> object:
         """As created, or by ``order_key`` if ``order_value`` is 1 or -1."""
-        asked = call.query
-        order = None
+        asked, order = call.query, AS_CREATED
         if asked.order_key and asked.order_value in (1, -1):
             order = asked.order_key, asked.order_value < 0
-        found = await self._store.search(
-            page_of_tasks, parse(call.body), asked.offset, asked.page_size, order
-        )
+        found = await found_tasks(self._store, self._lists, parse(call.body), asked, order)
         return model_page(asked, found.total, found.items)
 
     @routes.get(
@@ -230,7 +232,7 @@ class TaskRoutes:
     async def list_subtasks(self, call: Call[PageQuery]) -> object:
         """One page, by agent id; which one and how many there are stands beside ``data``."""
         asked, task_id = call.query, call.parts["task_id"]
-        reading = self._anchors.near(("subtasks", task_id), asked.offset)
+        reading = self._lists.anchors.near(("subtasks", task_id), asked.offset)
         found = await self._store.read(
             subtasks_of, task_id, asked.offset, asked.page_size, reading.start
         )
@@ -252,10 +254,16 @@ class TaskRoutes:
     )
     async def filter_subtasks(self, call: Call[PageQuery, FilterBody | None]) -> object:
         """By task and agent id."""
-        asked = call.query
-        found = await self._store.search(
-            page_of_subtasks, parse(call.body), asked.offset, asked.page_size
-        )
+        asked, test, search = call.query, parse(call.body), self._store.search
+        page = asked.offset, asked.page_size
+
+        async def look(total: int | None, start: Start | None) -> Found:
+            return await search(page_of_subtasks, test, *page, total=total, start=start)
+
+        async def count() -> int:
+            return await search(count_of_subtasks, test)
+
+        found = await self._lists.page(f"subtasks {test!r}", asked.offset, look, count)
         return model_page(asked, found.total, found.items)
 
     @routes.get(
@@ -347,6 +355,21 @@ async def controlled(tasks: Tasks, body: ControlTask, username: str) -> Controll
         case _:
             raise CodedRefusal(PARAM_INVALID, "action: run, pause, resume or cancel")
     return Controlled(task_id)
+
+
+async def found_tasks(
+    store: Store, lists: LongLists, test: Test, asked: PageQuery, order: tuple[str, bool]
+) -> Found:
+    """A page of a list of tasks of either generation; see `page_of_tasks`."""
+    page = asked.offset, asked.page_size
+
+    async def look(total: int | None, start: Start | None) -> Found:
+        return await store.search(page_of_tasks, test, *page, order, total=total, start=start)
+
+    async def count() -> int:
+        return await store.search(count_of_tasks, test)
+
+    return await lists.page(f"tasks {order} {test!r}", asked.offset, look, count)
 
 
 async def shown_task(store: Store, task_id: str) -> dict[str, Any]:

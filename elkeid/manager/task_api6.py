@@ -4,16 +4,17 @@ from typing import Any
 
 import msgspec
 
-from elkeid.manager.anchors import Anchors
 from elkeid.manager.codes import UNKNOWN_ERROR
 from elkeid.manager.filter import Every, IsIn, Matches, Path, Test, pattern_at
+from elkeid.manager.lists import LongLists
 from elkeid.manager.pages import Paged, PageQuery, listed
 from elkeid.manager.roles import AGENT_READERS, AGENT_WRITERS
 from elkeid.manager.selection import SELECTOR_BYTES, HostSelector, check_named
+from elkeid.manager.store.starts import Start
 from elkeid.manager.store.store import Store
-from elkeid.manager.store.task_lists import listed_subtasks, page_of_tasks
+from elkeid.manager.store.task_lists import Found, count_of_listed, listed_subtasks
 from elkeid.manager.store.task_work import AGENT_NAME
-from elkeid.manager.task_api import NO_SUCH_TASK, controlled, shown_task
+from elkeid.manager.task_api import NO_SUCH_TASK, controlled, found_tasks, shown_task
 from elkeid.manager.task_bodies import (
     Controlled,
     ControlTask,
@@ -43,13 +44,13 @@ class AgentTaskRoutes:
     Args:
         tasks: creates and controls them.
         store: open.
-        anchors: places in lists of subtasks.
+        lists: remembers where pages began, and how many match.
     """
 
     routes = Routes("/api/v6", auth=AuthKind.TOKEN)
 
-    def __init__(self, tasks: Tasks, store: Store, anchors: Anchors) -> None:
-        self._tasks, self._store, self._anchors = tasks, store, anchors
+    def __init__(self, tasks: Tasks, store: Store, lists: LongLists) -> None:
+        self._tasks, self._store, self._lists = tasks, store, lists
 
     @routes.get(
         "/agent/getTask/<string:task_id>",
@@ -137,12 +138,9 @@ class AgentTaskRoutes:
         for key in ("task_user", "tag"):
             if value := getattr(body, key):
                 tests.append(IsIn(Path((key,)), (value,)))
-        found = await self._store.search(
-            page_of_tasks,
-            Every(tuple(tests)),
-            asked.offset,
-            asked.page_size,
-            ("create_time", True),
+        newest_first = "", True
+        found = await found_tasks(
+            self._store, self._lists, Every(tuple(tests)), asked, newest_first
         )
         return listed(asked, found.total, msgspec.convert(found.items, list[ListedTask]))
 
@@ -161,18 +159,19 @@ class AgentTaskRoutes:
         asked, body = call.query, call.body
         hostname = pattern_at(body.hostname, "hostname") if body.hostname else ""
         states = sorted(set(body.status or ()))
-        reading = self._anchors.near((body.task_id, *states, hostname), asked.offset)
-        found = await self._store.search(
-            listed_subtasks,
-            body.task_id,
-            states,
-            hostname,
-            (asked.offset, asked.page_size),
-            start=reading.start,
-        )
-        if found is None:
-            raise CodedRefusal(UNKNOWN_ERROR, NO_SUCH_TASK)
-        reading.found(*found.starts)
+        search, page = self._store.search, (asked.offset, asked.page_size)
+        of = body.task_id, states, hostname
+
+        async def look(total: int | None, start: Start | None) -> Found:
+            found = await search(listed_subtasks, *of, page, total=total, start=start)
+            if found is None:
+                raise CodedRefusal(UNKNOWN_ERROR, NO_SUCH_TASK)
+            return found
+
+        async def count() -> int:
+            return await search(count_of_listed, *of)
+
+        found = await self._lists.page(f"subtasks of {of}", asked.offset, look, count)
         return listed(asked, found.total, msgspec.convert(found.items, list[ListedSubtask]))
 
     @routes.post(

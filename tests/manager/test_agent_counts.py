@@ -6,10 +6,11 @@ from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from elkeid.manager import agents
-from elkeid.manager.agents import COUNT_AGAIN_SECONDS, COUNT_SECONDS, AgentStatus
+from elkeid.manager import agents, lists
+from elkeid.manager.agents import AgentStatus
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import Test
+from elkeid.manager.lists import COUNT_AGAIN_SECONDS, COUNT_SECONDS, LongLists
 from elkeid.manager.store.agent_pages import count_of_agents
 from elkeid.manager.store.agents import apply_reports
 
@@ -22,12 +23,19 @@ SOURCE = Source("10.0.0.1", 6752)
 
 class CountTests(HeldStoreCase):
     def setUp(self) -> None:
-        self.patch(agents, "EXACT_ROWS", 0)
+        self.patch(lists, "EXACT_ROWS", 0)
         self.patch(agents, "count_of_agents", self.count)
         self.counts = 0
         super().setUp()
         self.clock = Clock()
-        self.status = AgentStatus(self.store, self.clock, self.clock.seconds, 1e9, None)  # type: ignore[arg-type]
+        self.status = AgentStatus(
+            self.store,
+            self.clock,
+            self.clock.seconds,
+            1e9,
+            None,  # type: ignore[arg-type]
+            lists=LongLists(self.clock.seconds),
+        )
         self.add("a1", "a2")
 
     def count(self, connection: Connection, test: Test) -> int:

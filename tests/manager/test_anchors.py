@@ -1,14 +1,13 @@
 """Pages deep in long lists: read from where another page ended, and the same as by counting."""
 
 from collections.abc import Coroutine, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Table, delete, event, insert
+from sqlalchemy import delete, event, insert
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -17,14 +16,14 @@ from elkeid.manager.agents import AgentStatus
 from elkeid.manager.anchors import ANCHOR_SECONDS, ANCHORS, LISTS, SHALLOW_ROWS, Anchors
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import EVERYTHING, Every, Test
+from elkeid.manager.lists import LongLists
 from elkeid.manager.store.agent_pages import page_of_agents
 from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
-from elkeid.manager.store.schema import agent, agent_tag, subtask, task, task_body
+from elkeid.manager.store.schema import agent, agent_tag
 from elkeid.manager.store.starts import Start
 from elkeid.manager.store.store import Store
-from elkeid.manager.store.task_lists import listed_subtasks, subtasks_of
 
 from .stores import InlineThreads, report
 from .test_agent_store import asked
@@ -170,7 +169,15 @@ def status(any_url: str) -> Iterator[tuple[AgentStatus, Clock, Database]]:
     store = Store(database, InlineThreads())
     result(store.open())
     fill(database)
-    yield AgentStatus(store, clock, clock.seconds, 1e9, None), clock, database  # type: ignore[arg-type]
+    agents = AgentStatus(
+        store,
+        clock,
+        clock.seconds,
+        1e9,
+        None,  # type: ignore[arg-type]
+        lists=LongLists(clock.seconds),
+    )
+    yield agents, clock, database
     result(store.close())
 
 
@@ -246,38 +253,3 @@ def test_a_walk_goes_on_behind_what_it_had(status: Given) -> None:
     assert ids(0, 4) == ["00", "01", "02", "04"]
     clock.advance(ANCHOR_SECONDS + 0.1)
     assert ids(10, 10)[0] == "13"
-
-
-def _filled(table: Table, **given_values: Any) -> dict[str, Any]:
-    """A row with something in each column that needs it."""
-    empty = {str: "", int: 0, float: 0.0, bool: False}
-    needed = [each for each in table.c if not each.nullable and each.server_default is None]
-    return {each.name: empty[each.type.python_type] for each in needed} | given_values
-
-
-def test_subtasks_from_a_place_on(any_database: Database) -> None:
-    """They are those found by counting, whichever page ended before."""
-    with any_database.writing() as connection:
-        for number in (1, 2):
-            told = {"number": number, "task_id": f"t{number}", "id_count": 9}
-            connection.execute(insert(task), _filled(task, **told))
-            body = _filled(task_body, task=number, data='{"task":{}}', selection="{}")
-            connection.execute(insert(task_body), body)
-            for each in range(9):
-                status = "failed" if each % 3 else "succeed"
-                row = _filled(subtask, task=number, agent_id=f"a{each}", status=status)
-                connection.execute(insert(subtask), row)
-    with any_database.reading() as connection:
-        for offset in range(1, 9):
-            before = subtasks_of(connection, "t1", offset - 1, 1)
-            expected = subtasks_of(connection, "t1", offset, 3)
-            assert before is not None
-            for place_found in before.starts:
-                got = subtasks_of(connection, "t1", offset, 3, place_found)
-                assert got == expected
-        shown = partial(listed_subtasks, connection, "t2", ["failed"], "")
-        for offset in range(1, 6):
-            listed_before = shown((offset - 1, 1))
-            assert listed_before is not None
-            for place_found in listed_before.starts:
-                assert shown((offset, 2), start=place_found) == shown((offset, 2))

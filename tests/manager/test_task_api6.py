@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from elkeid.manager import anchors
+from elkeid.manager import anchors, lists
+from elkeid.manager.lists import COUNT_AGAIN_SECONDS, COUNT_SECONDS
 
 from .task_case import TaskCase
 
@@ -139,25 +140,65 @@ class DeepListTests(TaskCase):
             {"task_id": task_id, "action": "run", "run_number": 5, "concurrence": 10},
         )
         self.network.advance(3)
-        lists: list[tuple[str, dict[str, Any] | None]] = [
+        rules = [{"operator": "$in", "value": ["created", "succeed"]}]
+        block = {"key": "status", "condition": "$and", "rules": rules}
+        walked: list[tuple[str, dict[str, Any] | None]] = [
             (f"/api/v1/agent/getSubTask/{task_id}", None),
             (f"/api/v1/agent/getSubTask/{other}", None),
             (f"{V6}/getSubTaskList", {"task_id": task_id}),
             (f"{V6}/getSubTaskList", {"task_id": task_id, "status": ["created", "succeed"]}),
             (f"{V6}/getSubTaskList", {"task_id": task_id, "status": ["succeed"]}),
             (f"{V6}/getSubTaskList", {"task_id": task_id, "hostname": "host-a[2-6]"}),
+            ("/api/v1/agent/getSubTask/filter", {}),
+            ("/api/v1/agent/getSubTask/filter", {"filter": [block]}),
+            ("/api/v1/agent/getTask/filter", {}),
+            (f"{V6}/getTaskList", {}),
         ]
 
         def page(number: int, size: int, path: str, body: dict[str, Any] | None) -> list[str]:
             method = "GET" if body is None else "POST"
             target = f"{path}?page={number}&page_size={size}"
-            got = self.deployment.call(method, target, body, token=self.token)
-            return [each["agent_id"] for each in got.data]
+            got = self.deployment.call(method, target, body, token=self.token).data
+            items = got["items"] if isinstance(got, dict) else got
+            return [f"{each['task_id']} {each.get('agent_id')}" for each in items]
 
-        whole = [page(1, 100, *each) for each in lists]
-        self.assertEqual([len(each) for each in whole], [8, 3, 8, 8, 5, 5])
+        whole = [page(1, 100, *each) for each in walked]
+        self.assertEqual([len(each) for each in whole], [8, 3, 8, 8, 5, 5, 11, 11, 2, 2])
         for size in (2, 1, 3):
             for number in (1, 2, 3, 4, 2, 8):
-                for each, expected in zip(lists, whole, strict=True):
+                for each, expected in zip(walked, whole, strict=True):
                     start = (number - 1) * size
                     self.assertEqual(page(number, size, *each), expected[start : start + size])
+        for path, _ in walked:
+            if "v1" in path and "filter" in path:
+                self.assertEqual(page(1 << 53, 5_000, path, {}), [])
+
+    def test_totals(self) -> None:
+        """They are some seconds old at most, and counted anew beside those who ask."""
+        self.patch(lists, "EXACT_ROWS", 0)
+        first = self.post(REBOOT, {"all": True})["task_id"]
+
+        def totals() -> list[int]:
+            found = []
+            for path, body in (
+                ("/api/v1/agent/getTask/filter", {}),
+                ("/api/v1/agent/getSubTask/filter", {}),
+                (f"{V6}/getTaskList", {}),
+                (f"{V6}/getSubTaskList", {"task_id": first, "status": ["created"]}),
+            ):
+                got = self.deployment.call("POST", path, body, token=self.token).json
+                found.append((got.get("page_info") or got["data"])["total"])
+            return found
+
+        self.assertEqual(totals(), [1, 2, 1, 2])
+        self.post(REBOOT, {"all": True})
+        self.network.advance(1)
+        self.assertEqual(totals(), [1, 2, 1, 2])
+        self.network.advance(COUNT_AGAIN_SECONDS)
+        self.assertEqual(totals(), [1, 2, 1, 2])
+        self.assertEqual(totals(), [2, 4, 2, 2])
+        run = {"task_id": first, "action": "cancel"}
+        self.post(f"{V6}/controlTask", run)
+        self.post(REBOOT, {"all": True})
+        self.network.advance(COUNT_SECONDS + 1)
+        self.assertEqual(totals(), [3, 6, 3, 0])

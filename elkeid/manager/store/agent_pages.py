@@ -19,9 +19,6 @@ from elkeid.manager.store.filtersql import bounds_of, condition, flattened, lite
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
 from elkeid.manager.store.starts import Start, from_start, starts_of
 
-EXACT_ROWS = 10_000
-"""Up to so many matches are counted for every page; of more, a number may be seconds old."""
-
 _IN_ORDER = ("hostname", "version", "platform", "idc")
 
 _TIMES = 2 * TIME_LIMIT

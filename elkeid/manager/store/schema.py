@@ -7,6 +7,9 @@ rest of the document. ``agent_tag`` and ``agent_ip`` are for finding agents. Wha
 written in one transaction.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -25,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 """The newest migration; a database that is there already needs none to be loaded."""
 
 metadata = MetaData(
@@ -326,6 +329,31 @@ _TALLIES = (
     "cancelled",
 )
 
+
+def _of_listed_tasks() -> Iterator[Index]:
+    """Indices by which lists of tasks are filtered and ordered; quick tasks are in none.
+
+    None is on what changes with every batch of subtasks, such as the counters and the time of the
+    last change: PostgreSQL would write a new entry into every index of the table each time.
+    """
+    wanted: dict[str, Any] = {
+        "sqlite_where": text("quick IS 0"),
+        "postgresql_where": text("quick IS false"),
+    }
+    yield Index("ix_task_listed", "number", **wanted)
+    for name in (
+        "task_type",
+        "task_name",
+        "action",
+        "task_user",
+        "tag",
+        "status",
+        "approval",
+        "create_time",
+    ):
+        yield Index(f"ix_task_listed_{name}", name, "number", **wanted)
+
+
 task = Table(
     "task",
     metadata,
@@ -355,6 +383,7 @@ task = Table(
     *(Column(f"n_{name}", Integer, nullable=False, server_default="0") for name in _TALLIES),
     Column("create_time", BigInteger, nullable=False),  # unix seconds
     Column("update_time", BigInteger, nullable=False),
+    *_of_listed_tasks(),
     # A number is never used again, so that no row of a deleted task speaks for another one.
     sqlite_autoincrement=True,
 )
@@ -408,7 +437,9 @@ subtask = Table(
     Column("response", Text),  # what the AC said, unless that it took it
     Column("payload", Text),  # JSON: the whole config that was sent
     Index(None, "task", "status", "due"),
-    Index(None, "agent_id"),
+    # In the order of lists. A third one for times would cost each change of a state as much again.
+    Index(None, "status", "task", "agent_id"),
+    Index(None, "agent_id", "task"),
     sqlite_with_rowid=False,
 )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import ColumnElement, tuple_
+from sqlalchemy import ColumnElement, literal, tuple_
 
 
 @frozen
@@ -22,16 +22,24 @@ class Start:
     after: bool
 
 
-def from_start(order: Sequence[ColumnElement[Any]], start: Start) -> ColumnElement[bool]:
+def from_start(
+    order: Sequence[ColumnElement[Any]], start: Start, *, descending: bool = False
+) -> ColumnElement[bool]:
     """The condition that a row lies behind a place.
 
     Args:
-        order: what the list is ordered by, ascending; no two rows are equal in all of it.
+        order: what the list is ordered by; no two rows are equal in all of it, none of it is NULL.
         start: the place.
+        descending: whether by all of it from the greatest value down.
     """
+    values = [literal(value, each.type) for value, each in zip(start.key, order, strict=True)]
     here: Any = order[0] if len(order) == 1 else tuple_(*order)
-    there: Any = start.key[0] if len(order) == 1 else tuple_(*start.key)
-    condition: ColumnElement[bool] = here > there if start.after else here >= there
+    there: Any = values[0] if len(order) == 1 else tuple_(*values)
+    condition: ColumnElement[bool]
+    if descending:
+        condition = here < there if start.after else here <= there
+    else:
+        condition = here > there if start.after else here >= there
     return condition
 
 

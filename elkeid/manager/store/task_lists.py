@@ -1,15 +1,17 @@
 """Queries that show tasks, subtasks and runs as clients know them. They block."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import ColumnElement, Connection, String, case, func, literal, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
-from elkeid.manager.filter import EVERYTHING, Matches, Path, Test
-from elkeid.manager.store.bulk import sliced
+from elkeid.manager.filter import Test
+from elkeid.manager.store.bulk import matching, sliced
 from elkeid.manager.store.results import ENDING_TYPES
 from elkeid.manager.store.schema import (
     agent,
@@ -22,56 +24,19 @@ from elkeid.manager.store.schema import (
     task_resend,
     task_result,
 )
-from elkeid.manager.store.starts import Start, from_start, starts_of
-from elkeid.manager.store.task_filter import Columns, column_of, where
+from elkeid.manager.store.starts import Start, starts_of
 from elkeid.manager.store.task_rows import CANCELLED, CREATED
+from elkeid.manager.store.task_ways import Way, way_of_listed, way_of_subtasks, way_of_tasks
 from elkeid.manager.store.task_work import AWAY
 from elkeid.manager.task_selection import Selection, shown
 
 IDS_SHOWN: Final = 1_000
 """Agent ids in one task document; the subtasks of a large task are pages of their own."""
 
+AS_CREATED: Final = ("", False)
+"""The order of tasks by default."""
+
 Document = dict[str, Any]
-
-_INNER: ColumnElement[str] = case(
-    (task.c.status == CANCELLED, literal(CANCELLED, String)),
-    (task.c.paused != "", literal("paused", String)),
-    (task.c.distributed == 0, literal(CREATED, String)),
-    (task.c.distributed < task.c.id_count, literal("running", String)),
-    else_=literal("finished", String),
-)
-
-TASK_COLUMNS: Columns = {
-    "task_id": task.c.task_id,
-    "task_type": task.c.task_type,
-    "task_name": task.c.task_name,
-    "action": task.c.action,
-    "task_user": task.c.task_user,
-    "tag": task.c.tag,
-    "task_status": task.c.status,
-    "inner_status": _INNER,
-    "approval": task.c.approval,
-    "id_count": task.c.id_count,
-    "distributed_count": task.c.distributed,
-    "create_time": task.c.create_time,
-    "update_time": task.c.update_time,
-}
-"""What tasks are filtered and ordered by."""
-
-SUBTASK_COLUMNS: Columns = {
-    "task_id": task.c.task_id,
-    "task_type": task.c.task_type,
-    "task_data_type": task.c.task_data_type,
-    "job_id": task_job.c.job_id,
-    "agent_id": subtask.c.agent_id,
-    "status": subtask.c.status,
-    "status_msg": subtask.c.status_msg,
-    "token": subtask.c.token,
-    "insert_time": task.c.create_time,
-    "update_time": subtask.c.update_time,
-    "job_start_time": subtask.c.started_at,
-}
-"""What subtasks are filtered by."""
 
 
 @frozen
@@ -173,43 +138,73 @@ def page_of_tasks(
     test: Test,
     offset: int,
     limit: int,
-    order: tuple[str, bool] | None,
+    order: tuple[str, bool] = AS_CREATED,
+    *,
+    total: int | None = None,
+    start: Start | None = None,
 ) -> Found:
     """A page of tasks, as documents without ``todo_list``.
 
     Args:
-        connection: any.
+        connection: within one view, so that total and items agree.
         test: over `TASK_COLUMNS`.
         offset: how many to pass over.
         limit: how many at most.
-        order: a key of `TASK_COLUMNS` and whether it descends; as created by default.
+        order: a key of `TASK_COLUMNS`, or nothing for the order of creation; and whether it
+            descends.
+        total: how many match, if that is known already.
+        start: a place in this list, at most ``offset`` rows after its beginning.
 
     Raises:
         FilterError: a key is none of these.
     """
-    condition: ColumnElement[bool] = task.c.quick.is_(False)
-    if test != EVERYTHING:
-        condition &= where(test, TASK_COLUMNS, connection.dialect.name)
-    ordered: list[Any] = [task.c.number]
-    if order is not None:
-        column = column_of(order[0], TASK_COLUMNS)
-        ordered.insert(0, column.desc() if order[1] else column)
-        if order[1]:
-            ordered[1] = task.c.number.desc()
-    total = connection.execute(select(func.count()).select_from(task).where(condition)).scalar_one()
-    rows = connection.execute(
-        select(task, task_body.c.data, task_body.c.selection)
-        .join_from(task, task_body, task.c.number == task_body.c.task)
-        .where(condition)
-        .order_by(*ordered)
-        .offset(offset)
-        .limit(limit)
-    ).all()
-    jobs = _jobs_of(connection, [row.number for row in rows])
-    return Found(
-        total,
-        [_document(row, row.data, row.selection, jobs.get(row.number, []), []) for row in rows],
+    total, keys = _page(
+        connection, partial(way_of_tasks, connection, test, order), (offset, limit), total, start
     )
+    numbers, found = [key[-1] for key in keys], dict[int, Any]()
+    for some in sliced(numbers):
+        rows = connection.execute(
+            select(task, task_body.c.data, task_body.c.selection)
+            .join_from(task, task_body, task.c.number == task_body.c.task)
+            .where(task.c.number.in_(some))
+        )
+        found |= {row.number: row for row in rows}
+    jobs = _jobs_of(connection, numbers)
+    items = [
+        _document(row, row.data, row.selection, jobs.get(row.number, []), [])
+        for row in (found[number] for number in numbers)
+    ]
+    return Found(total, items, starts_of(offset, keys))
+
+
+def count_of_tasks(connection: Connection, test: Test) -> int:
+    """How many tasks, but quick ones, satisfy a test over `TASK_COLUMNS`."""
+    return way_of_tasks(connection, test, AS_CREATED).count(connection)
+
+
+def _page(
+    connection: Connection,
+    way: Callable[[Start | None], Way],
+    page: tuple[int, int],
+    total: int | None,
+    start: Start | None,
+) -> tuple[int, list[tuple[Any, ...]]]:
+    """How long a list is, and the keys of a page of it.
+
+    Args:
+        connection: any.
+        way: to the list from a place on.
+        page: how many rows to pass over, and how many at most.
+        total: how long it is, if that is known already.
+        start: a place at most as far as what is passed over.
+    """
+    offset, limit = page
+    here = way(start)
+    if total is None:
+        total = (here if start is None else way(None)).count(connection)
+    if offset >= total:
+        return total, []
+    return total, here.keys(connection, offset if start is None else offset - start.offset, limit)
 
 
 def _jobs_of(connection: Connection, numbers: Sequence[int]) -> dict[int, list[str]]:
@@ -259,39 +254,76 @@ def subtasks_of(
     ).first()
     if row is None:
         return None
-    order, passed = (subtask.c.agent_id,), offset
-    # By themselves: what is passed over is not joined with anything.
-    ids = select(subtask.c.agent_id).where(subtask.c.task == row.number)
-    if start is not None:
-        ids, passed = ids.where(from_start(order, start)), offset - start.offset
-    page = ids.order_by(*order).offset(passed).limit(limit)
-    rows = connection.execute(
-        _SUBTASK.where(subtask.c.task == row.number, subtask.c.agent_id.in_(page)).order_by(*order)
-    ).all()
-    starts = starts_of(offset, [(each.agent_id,) for each in rows])
-    return Found(row.id_count, _subtasks(connection, rows), starts)
+    if offset >= row.id_count:
+        return Found(row.id_count, [])
+    way = way_of_listed(connection, row.number, (), "", start)
+    keys = way.keys(connection, offset if start is None else offset - start.offset, limit)
+    rows = _rows_of(connection, keys)
+    return Found(row.id_count, _subtasks(connection, rows), starts_of(offset, keys))
 
 
-def page_of_subtasks(connection: Connection, test: Test, offset: int, limit: int) -> Found:
-    """A page of the subtasks that satisfy a test over `SUBTASK_COLUMNS`, by task and agent id.
+def page_of_subtasks(
+    connection: Connection,
+    test: Test,
+    offset: int,
+    limit: int,
+    *,
+    total: int | None = None,
+    start: Start | None = None,
+) -> Found:
+    """A page of the subtasks that satisfy a test, by task and agent id.
+
+    Args:
+        connection: within one view, so that total and items agree.
+        test: over `SUBTASK_COLUMNS`.
+        offset: how many to pass over.
+        limit: how many at most.
+        total: how many match, if that is known already.
+        start: a place in this list, at most ``offset`` rows after its beginning.
 
     Raises:
         FilterError: a key is none of these.
     """
-    condition = where(test, SUBTASK_COLUMNS, connection.dialect.name)
-    joined = subtask.join(task, subtask.c.task == task.c.number).join(
-        task_job, subtask.c.job == task_job.c.number, isouter=True
+    total, keys = _page(
+        connection, partial(way_of_subtasks, connection, test), (offset, limit), total, start
     )
-    total = connection.execute(
-        select(func.count()).select_from(joined).where(condition)
-    ).scalar_one()
-    rows = connection.execute(
-        _SUBTASK.where(condition)
-        .order_by(subtask.c.task, subtask.c.agent_id)
-        .offset(offset)
-        .limit(limit)
-    ).all()
-    return Found(total, _subtasks(connection, rows))
+    rows = _rows_of(connection, keys)
+    return Found(total, _subtasks(connection, rows), starts_of(offset, keys))
+
+
+def count_of_subtasks(connection: Connection, test: Test) -> int:
+    """How many subtasks satisfy a test over `SUBTASK_COLUMNS`."""
+    return way_of_subtasks(connection, test).count(connection)
+
+
+def _rows_of(connection: Connection, keys: Sequence[tuple[int, str]]) -> list[Any]:
+    """The rows of these subtasks, together with those of their tasks and runs."""
+    found: dict[tuple[int, str], Any] = {}
+    for some in sliced(keys):
+        condition, arrays = _are(connection, some)
+        rows = connection.execute(_SUBTASK.where(condition), arrays)
+        found |= {(row.task, row.agent_id): row for row in rows}
+    return [found[key] for key in keys]
+
+
+def _are(
+    connection: Connection, keys: Sequence[tuple[int, str]]
+) -> tuple[ColumnElement[bool], dict[str, list[Any]]]:
+    """The condition that subtasks are these; and parameters for the statement."""
+    if connection.dialect.name == "postgresql":
+        names = "task", "agent_id"
+        given = [dict(zip(names, key, strict=True)) for key in keys]
+        conditions, arrays = matching(connection, subtask, names, given)
+        return and_(*conditions), arrays
+    # Of a list of pairs SQLite would look at every subtask for each.
+    by_task = defaultdict[int, list[str]](list)
+    for number, agent_id in keys:
+        by_task[number].append(agent_id)
+    ways = [
+        and_(subtask.c.task == number, subtask.c.agent_id.in_(ids))
+        for number, ids in by_task.items()
+    ]
+    return or_(*ways), {}
 
 
 def _subtasks(connection: Connection, rows: Sequence[Any]) -> list[Document]:
@@ -409,6 +441,7 @@ def listed_subtasks(
     hostname: str,
     page: tuple[int, int],
     *,
+    total: int | None = None,
     start: Start | None = None,
 ) -> Found | None:
     """A page of one task's subtasks with their hosts' names; None if there is no such task.
@@ -419,46 +452,40 @@ def listed_subtasks(
         states: only these; every state if there are none.
         hostname: only of hosts whose name matches this RE2 pattern; empty for all hosts.
         page: how many to pass over, and how many at most.
+        total: how many match, if that is known already.
         start: a place in this list, at most as far as what is passed over.
     """
     number = connection.execute(select(task.c.number).where(task.c.task_id == task_id)).scalar()
     if number is None:
         return None
-    joined = subtask.join(agent, subtask.c.agent_id == agent.c.agent_id, isouter=True)
-    condition: ColumnElement[bool] = subtask.c.task == number
-    if states:
-        condition &= subtask.c.status.in_(states)
-    if hostname:
-        test = Matches(Path(("hostname",)), hostname)
-        condition &= where(test, {"hostname": agent.c.hostname}, connection.dialect.name)
-    counted = joined if hostname else subtask
-    total = connection.execute(
-        select(func.count()).select_from(counted).where(condition)
-    ).scalar_one()
-    order, passed = (subtask.c.agent_id,), page[0]
-    if start is not None:
-        condition &= from_start(order, start)
-        passed -= start.offset
-    rows = connection.execute(
-        select(subtask.c.agent_id, subtask.c.status, agent.c.hostname, subtask.c.update_time)
-        .select_from(joined)
-        .where(condition)
-        .order_by(*order)
-        .offset(passed)
-        .limit(page[1])
-    ).all()
-    items = [
-        {
-            "task_id": task_id,
-            "agent_id": row.agent_id,
-            "status": row.status,
-            "hostname": row.hostname or "",
-            "update_time": row.update_time,
-        }
-        for row in rows
-    ]
-    starts = starts_of(page[0], [(row.agent_id,) for row in rows])
-    return Found(total, items, starts)
+    way = partial(way_of_listed, connection, number, states, hostname)
+    total, keys = _page(connection, way, page, total, start)
+    found: dict[str, Document] = {}
+    for some in sliced([agent_id for _, agent_id in keys]):
+        rows = connection.execute(
+            select(subtask.c.agent_id, subtask.c.status, agent.c.hostname, subtask.c.update_time)
+            .join_from(subtask, agent, subtask.c.agent_id == agent.c.agent_id, isouter=True)
+            .where(subtask.c.task == number, subtask.c.agent_id.in_(some))
+        )
+        for row in rows:
+            found[row.agent_id] = {
+                "task_id": task_id,
+                "agent_id": row.agent_id,
+                "status": row.status,
+                "hostname": row.hostname or "",
+                "update_time": row.update_time,
+            }
+    return Found(total, [found[each] for _, each in keys], starts_of(page[0], keys))
+
+
+def count_of_listed(
+    connection: Connection, task_id: str, states: Sequence[str], hostname: str
+) -> int:
+    """How many subtasks of one task `listed_subtasks` lists."""
+    number = connection.execute(select(task.c.number).where(task.c.task_id == task_id)).scalar()
+    if number is None:
+        return 0
+    return way_of_listed(connection, number, states, hostname).count(connection)
 
 
 def find_job(connection: Connection, job_id: str) -> Document | None:
@@ -493,7 +520,9 @@ def find_job(connection: Connection, job_id: str) -> Document | None:
 
 def approvals_waiting(connection: Connection, offset: int, limit: int) -> Found:
     """Tasks that wait for a second person, the oldest first."""
-    condition = (task.c.approval == "waiting") & (task.c.status == CREATED)
+    condition = (
+        (task.c.approval == "waiting") & (task.c.status == CREATED) & task.c.quick.is_(False)
+    )
     total = connection.execute(select(func.count()).select_from(task).where(condition)).scalar_one()
     rows = connection.execute(
         select(task).where(condition).order_by(task.c.number).offset(offset).limit(limit)
