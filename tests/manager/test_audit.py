@@ -4,6 +4,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ from elkeid.manager.audit import (
 )
 from elkeid.manager.auditcheck import AuditBroken, verify
 from elkeid.manager.retention import PAUSE_SECONDS
-from elkeid.manager.store.audit import CALL, Entry, append, entries, head_of, remove_before
+from elkeid.manager.store.audit import (
+    CALL,
+    NO_HASH,
+    Entry,
+    append,
+    entries,
+    head_of,
+    remove_before,
+)
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.schema import audit, audit_head
@@ -448,36 +457,35 @@ def test_removal_keeps_the_chain(any_database: Database) -> None:
         verify(any_database)
 
 
-@pytest.mark.parametrize(
-    ("days", "gone"),
-    [
-        ([1, 2, 99, 3, 12, 13], 4),  # the one that was ahead is as old as what follows it
-        ([99, 99, 99, 99, 99, 1, 12], 6),  # more than a slice of them
-        ([1, 99, 98, 12], 1),  # what follows these is young
-        ([99, 99, 99, 99, 99, 12], 0),
-        ([99, 99, 99], 0),  # nobody knows yet
-        ([12, 1, 2], 0),  # of a clock that was behind: nothing before it is old
-        ([1, 99, 12, 1, 99, 2], 1),
-        ([1, 2, 3], 3),
-    ],
-)
-@pytest.mark.parametrize("limit", [2, 100])
-def test_removal_after_wrong_clocks(
-    any_database: Database, days: list[int], gone: int, limit: int
-) -> None:
+WRONG_CLOCKS = [  # on which days entries were made, and how many of them are old
+    ([1, 2, 99, 3, 12, 13], 4),  # the one that was ahead is as old as what follows it
+    ([99, 99, 99, 99, 99, 1, 12], 6),  # more than a slice of them
+    ([1, 99, 98, 12], 1),  # what follows these is young
+    ([99, 99, 99, 99, 99, 12], 0),
+    ([99, 99, 99], 0),  # nobody knows yet
+    ([12, 1, 2], 0),  # of a clock that was behind: nothing before it is old
+    ([1, 99, 12, 1, 99, 2], 1),
+    ([1, 2, 3], 3),
+]
+
+
+def test_removal_after_wrong_clocks(any_database: Database) -> None:
     """On day 20, with ten days kept: what is old goes, and what is young never does."""
-    for number, day in enumerate(days):
-        with any_database.writing() as connection:
-            append(connection, entry(number, day * DAY * 1000))
     checkpoint = entry(at_ms=20 * DAY * 1000)
-    counts = [1]
-    while counts[-1]:
+    for (days, gone), limit in product(WRONG_CLOCKS, (2, 100)):
         with any_database.writing() as connection:
-            counts.append(remove_before(connection, 10 * DAY * 1000, limit, checkpoint))
-        verdict = verify(any_database)
-    assert sum(counts) == 1 + gone
-    assert max(counts) <= limit
-    assert verdict.first == gone + 1
+            connection.execute(delete(audit))
+            connection.execute(update(audit_head).values(seq=0, hash=NO_HASH))
+            for number, day in enumerate(days):
+                append(connection, entry(number, day * DAY * 1000))
+        counts = [1]
+        while counts[-1]:
+            with any_database.writing() as connection:
+                counts.append(remove_before(connection, 10 * DAY * 1000, limit, checkpoint))
+            verdict = verify(any_database)
+        assert sum(counts) == 1 + gone, (days, limit)
+        assert max(counts) <= limit
+        assert verdict.first == gone + 1
 
 
 def test_nothing_yet(any_database: Database) -> None:
