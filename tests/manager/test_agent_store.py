@@ -7,12 +7,19 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, event, select
+from sqlalchemy import Connection, event, insert, select
 
 from elkeid.manager.beats import beat_of
 from elkeid.manager.documents import Source
-from elkeid.manager.filter import EVERYTHING, FilterBody, Test, compiled, parse
-from elkeid.manager.store.agent_pages import count_of_agents, ids_of_agents, page_of_agents
+from elkeid.manager.filter import EVERYTHING, FilterBody, Not, Test, compiled, parse
+from elkeid.manager.selection import HostConditions, looked_at
+from elkeid.manager.store import agent_pages
+from elkeid.manager.store.agent_pages import (
+    WAYS,
+    count_of_agents,
+    ids_of_agents,
+    page_of_agents,
+)
 from elkeid.manager.store.agents import (
     Applied,
     apply_reports,
@@ -29,7 +36,7 @@ from elkeid.manager.store.agents import (
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.filtersql import bounds_of, literal_prefix
-from elkeid.manager.store.schema import agent_beat
+from elkeid.manager.store.schema import agent_beat, agent_tag
 
 from .stores import report
 
@@ -212,6 +219,49 @@ def test_lists_along_an_index(any_database: Database) -> None:
         assert (page.total, len(page.items)) == (3, 1)
         assert page_of_agents(connection, web, 1, 1, total=99).total == 99
         assert found(connection, EVERYTHING) == ["1", "2", "3", "4"]
+
+
+def test_lists_along_several_indices(
+    any_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where any of a few will do, one stretch stands behind the other; nobody is in two."""
+    with any_database.writing() as connection:
+        reports = [
+            report("1", intranet_ipv4=["10.1.0.2"], extranet_ipv4=["10.1.0.1"], idc="b"),
+            report("2", intranet_ipv4=["9.9.9.9"], extranet_ipv4=["10.1.7.7", "10.1.7.8"]),
+            report("3", intranet_ipv4=["10.1.0.1"], intranet_ipv6=["10.1::"], idc="a"),
+            report("4", extranet_ipv6=["10.1::4"], idc="a"),
+            report("5", intranet_ipv4=["10.2.0.1"], extranet_ipv4=["10.10.0.1"]),
+        ]
+        apply_reports(connection, ONE, reports)
+        tags = [("1", "x"), ("3", "x"), ("3", "y"), ("2", "y"), ("5", "z")]
+        rows = [{"agent_id": each, "tag": tag} for each, tag in tags]
+        connection.execute(insert(agent_tag), rows)
+        conditions = HostConditions(ip="10.1.")
+        assert found(connection, looked_at(conditions)) == ["3", "1", "2"]
+        conditions.ip = "10.1"
+        everyone = looked_at(conditions)
+        assert found(connection, everyone) == ["3", "1", "2", "5", "4"]
+        assert ids_of_agents(connection, everyone, "1", 10) == ["2", "3", "4", "5"]
+        assert found(connection, Not(everyone)) == []
+        assert found(connection, asked("tags", "$in", ["y", "x", "y"])) == ["2", "3", "1"]
+        assert found(connection, asked("tags", "$nin", ["y", "x"])) == ["4", "5"]
+        assert found(connection, asked("idc", "$in", ["b", "a", "c"])) == ["1", "3", "4"]
+        assert found(connection, asked("idc", "$in", ["b", "a", 5])) == ["1", "3", "4"]
+        assert found(connection, asked("idc", "$in", [["b"], "a"])) == ["3", "4"]
+        many = [*(f"t{number}" for number in range(WAYS)), "x"]
+        assert found(connection, asked("tags", "$in", many)) == ["1", "3"]
+        for offset in range(5):  # a page that begins on a way behind others
+            page = page_of_agents(connection, everyone, offset, 2, total=5)
+            ids = [msgspec.json.decode(each)["agent_id"] for each in page.items]
+            assert ids == ["3", "1", "2", "5", "4"][offset : offset + 2]
+            for start in page.starts:
+                again = page_of_agents(connection, everyone, offset + 2, 2, total=5, start=start)
+                assert again == page_of_agents(connection, everyone, offset + 2, 2, total=5)
+        retire(connection, ["1"])
+        assert found(connection, everyone) == ["3", "2", "5", "4"]
+        monkeypatch.setattr(agent_pages, "FEW_RETIRED", 0)
+        assert found(connection, everyone) == ["3", "2", "5", "4"]
 
 
 def test_managers_that_hear_the_same_at_once(any_database: Database, any_url: str) -> None:

@@ -15,8 +15,9 @@ from elkeid.manager import anchors as limits
 from elkeid.manager.agents import AgentStatus
 from elkeid.manager.anchors import ANCHOR_SECONDS, ANCHORS, LISTS, SHALLOW_ROWS, Anchors
 from elkeid.manager.documents import Source
-from elkeid.manager.filter import EVERYTHING, Every, Test
+from elkeid.manager.filter import EVERYTHING, Every, Some, Test
 from elkeid.manager.lists import LongLists
+from elkeid.manager.selection import HostConditions, looked_at
 from elkeid.manager.store.agent_pages import page_of_agents
 from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.backends import make_database
@@ -132,12 +133,16 @@ def fill(database: Database) -> None:
                 hostname=f"{'web' if number % 3 else 'db'}-{number % 4}",
                 platform="debian" if number % 2 else "debian-sid",
                 intranet_ipv4=[f"10.0.{number % 3}.{number % 2}", f"10.1.0.{number % 5}"],
+                extranet_ipv4=[f"10.0.9.{number % 3}"] if number % 4 else [],
+                intranet_ipv6=["10.0::1"] if number % 7 == 0 else [],
                 version=f"1.{number % 2}",
             )
             for number in range(AGENTS)
         ]
         apply_reports(connection, Source("10.0.0.1", 6752), reports)
         rows = [{"agent_id": f"{number:02}", "tag": "prod"} for number in range(0, AGENTS, 2)]
+        rows += [{"agent_id": f"{number:02}", "tag": "few"} for number in range(1, AGENTS, 6)]
+        rows += [{"agent_id": f"{number:02}", "tag": "few"} for number in range(0, AGENTS, 8)]
         connection.execute(insert(agent_tag), rows)
 
 
@@ -150,6 +155,11 @@ LISTED: tuple[Test, ...] = (
     asked("agent_state", "$in", ["running", "offline"]),
     asked("intranet_ipv4", "$regex", r"^10\.0"),
     asked("intranet_ipv4", "$eq", "10.0.1.1"),
+    asked("tags", "$in", ["few", "prod"]),
+    asked("version", "$in", ["1.1", "1.7", "1.0"]),
+    Some((asked("hostname", "$regex", "^web-1"), asked("hostname", "$regex", "^[w]eb-2"))),
+    looked_at(HostConditions(ip="10.0")),
+    looked_at(HostConditions(ip="10.", tags=["prod"])),
     asked("first_heartbeat_time", "$gte", 1_700_000_000.5),
     asked("first_heartbeat_time", "$lt", 1_700_000_003),
     Every(

@@ -89,7 +89,7 @@ class ProtectionTests(FleetCase):
         for operator, value, expected in [
             ("$eq", "full", ["full"]),
             ("$ne", "full", ["bare", "old", "quiet"]),
-            ("$in", ["none", "heartbeat_only"], ["bare", "old"]),
+            ("$in", ["none", "heartbeat_only"], ["old", "bare"]),
         ]:
             rules = [{"operator": operator, "value": value}]
             body = {"filter": [{"key": "protection", "condition": "$and", "rules": rules}]}

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, event, insert
 
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import Test
+from elkeid.manager.selection import HostConditions, looked_at
 from elkeid.manager.store.agent_pages import page_of_agents
 from elkeid.manager.store.agents import heard
 from elkeid.manager.store.engine import Database
@@ -87,8 +88,8 @@ def filled(
         yield database
 
 
-def plans(connection: Connection, test: Test) -> list[str]:
-    """How the database comes by a count, and by the ids of a page."""
+def plans(connection: Connection, test: Test, most: int = 2) -> list[str]:
+    """How the database comes by a count, and by the ids of a page; of each way, at most so many."""
     asked_for: list[tuple[str, Any]] = []
 
     def see(_: Any, __: Any, sql: str, parameters: Any, *___: Any) -> None:
@@ -102,7 +103,8 @@ def plans(connection: Connection, test: Test) -> list[str]:
     word = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
     return [
         "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{word} {sql}", parameters))
-        for sql, parameters in asked_for[:2]
+        for sql, parameters in asked_for[:most]
+        if "agent_detail" not in sql
     ]
 
 
@@ -132,8 +134,39 @@ def test_lists_go_along_indices(
         counted, listed = plans(connection, test)
     for plan in (counted, listed):
         assert index in plan
-        assert "Seq Scan on agent" not in plan
-        assert "SCAN agent" not in plan.replace("SCAN agent USING", "")
+        is_along_indices(plan)
     if key != "source_ip":  # those of one address are few
-        assert "Sort" not in listed
-        assert "TEMP B-TREE" not in listed
+        is_in_order(listed)
+
+
+def is_along_indices(plan: str) -> None:
+    """No table is read whole."""
+    assert "Seq Scan on agent" not in plan
+    assert "SCAN agent" not in plan.replace("SCAN agent USING", "")
+
+
+def is_in_order(plan: str) -> None:
+    """Nothing is sorted."""
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
+
+
+CONDITIONS = (
+    (HostConditions(ip="9.0"), "agent_ip"),
+    (HostConditions(tags=["rare", "none"]), "ix_agent_tag_tag"),
+    (HostConditions(idc=["rare", "none"]), "ix_agent_idc"),
+    (HostConditions(status=["offline", "abnormal"]), "ix_agent_agent_state"),
+    (HostConditions(tags=["rare"], ip="9."), "ix_agent_tag_tag"),
+)
+
+
+@pytest.mark.parametrize(("conditions", "index"), CONDITIONS)
+def test_conditions_go_along_indices(
+    filled: Database, conditions: HostConditions, index: str
+) -> None:
+    """Also where several things are asked for, or any of some."""
+    with filled.reading() as connection:
+        found = plans(connection, looked_at(conditions), 10)
+    assert any(index in plan for plan in found)
+    for plan in found:
+        is_along_indices(plan)

@@ -1,23 +1,46 @@
 """Lists of agents: which index gives a filter its order, and how many match.
 
 A filter that asks for one tag, one address, a prefix of a name, or the like, is read along the
-index of that, in its order; everything else goes by agent id. Every function takes a connection
-and blocks.
+index of that, in its order; everything else goes by agent id. Where any of a few such things will
+do, as of several tags, what is found along one index stands behind what was found along another,
+and no agent is found twice. Every function takes a connection and blocks.
 """
 
 import math
 from typing import Any
 
 import msgspec
-from attrs import frozen
+from attrs import evolve, frozen
 from sqlalchemy import Connection, Select, func, or_, select, text
 
 from elkeid.manager.documents import ADDRESS_FIELDS, TIME_LIMIT
-from elkeid.manager.filter import EVERYTHING, Every, IsIn, Matches, Orders, Relation, Test
-from elkeid.manager.store.agents import shown_agents
+from elkeid.manager.filter import (
+    EVERYTHING,
+    Every,
+    IsIn,
+    Matches,
+    Not,
+    Orders,
+    Path,
+    Relation,
+    Some,
+    Test,
+)
+from elkeid.manager.store.agents import UNINSTALLED, shown_agents
 from elkeid.manager.store.filtersql import bounds_of, condition, flattened, literal_prefix
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
 from elkeid.manager.store.starts import Start, from_start, starts_of
+
+WAYS = 16
+"""Of one list: as many queries find a page in the worst case."""
+
+FEW_RETIRED = 200
+"""Hosts that are left out by their ids; of more the state is looked at."""
+
+_NOT_RETIRED = Not(IsIn(Path(("agent_state",)), (UNINSTALLED,)))
+
+_EQUAL = frozenset({"hostname", "state", "agent_state", "version", "platform", "idc", "protection"})
+"""Fields with an index of their own that goes on by id."""
 
 _IN_ORDER = ("hostname", "version", "platform", "idc")
 
@@ -50,6 +73,7 @@ class _Way:
     agent_id: Any
     order: tuple[Any, ...]
     has_agent: bool  # whether the table `agent` is in it
+    number: int = 0  # among those of a list
 
 
 def page_of_agents(
@@ -73,28 +97,35 @@ def page_of_agents(
         start: a place in this list, at most ``offset`` rows after its beginning.
         by_id: in the order of their ids, whatever the test.
     """
-    way = _way(connection, test, by_id=by_id)
+    ways = _ways(connection, test, by_id=by_id)
     if total is None:
-        total = _count(connection, way)
+        total = sum(_count(connection, way) for way in ways)
     if offset >= total:
         return Page(total, [])
+    passed = offset
     if start is not None:
-        way = _way(connection, test, by_id=by_id, start=start)
-    query = way.query.with_only_columns(*way.order, maintain_column_froms=True)
-    passed = offset if start is None else offset - start.offset
-    rows = connection.execute(query.order_by(*way.order).offset(passed).limit(limit)).all()
-    keys = [tuple(row) for row in rows]
+        ways = _ways(connection, test, by_id=by_id, start=start)
+        passed -= start.offset
+    keys: list[tuple[Any, ...]] = []
+    for way in ways:
+        query = way.query.with_only_columns(*way.order, maintain_column_froms=True)
+        query = query.order_by(*way.order).offset(passed).limit(limit - len(keys))
+        rows = connection.execute(query).all()
+        keys += [(way.number, *row) for row in rows]
+        if len(keys) == limit or way is ways[-1]:
+            break
+        passed = 0 if rows or not passed else passed - _count(connection, way)
     return Page(total, shown_agents(connection, [key[-1] for key in keys]), starts_of(offset, keys))
 
 
 def count_of_agents(connection: Connection, test: Test) -> int:
     """How many agents satisfy a test."""
-    return _count(connection, _way(connection, test, by_id=False))
+    return sum(_count(connection, way) for way in _ways(connection, test, by_id=False))
 
 
 def ids_of_agents(connection: Connection, test: Test, after: str, limit: int) -> list[str]:
     """The ids of the next agents that satisfy a test, by id, after one id."""
-    way = _way(connection, test, by_id=True, start=Start(0, (after,), after=True))
+    (way,) = _ways(connection, test, by_id=True, start=Start(0, (0, after), after=True))
     query = way.query.order_by(*way.order).limit(limit)
     return list(connection.execute(query).scalars().all())
 
@@ -104,37 +135,99 @@ def _count(connection: Connection, way: _Way) -> int:
     return int(connection.execute(counted).scalar_one())
 
 
-def _way(connection: Connection, test: Test, *, by_id: bool, start: Start | None = None) -> _Way:
-    """The way for a test, from a place on."""
+def _ways(
+    connection: Connection, test: Test, *, by_id: bool, start: Start | None = None
+) -> list[_Way]:
+    """The ways for a test, at least one; what is found along them makes the list.
+
+    Args:
+        connection: tells the dialect.
+        test: any.
+        by_id: one way, in the order of ids.
+        start: a place to begin at; its key says on which way, and where there.
+    """
+    dialect = connection.dialect.name
     test = flattened(test)
     tests = test.tests if isinstance(test, Every) else (test,)
-    found = None
-    # An upper bound last: a lower one of the same field must not stay among the conditions.
-    for each in sorted(tests, key=_is_upper):
-        found = _along(each, by_id=by_id, whole=start is None)
-        if found is not None:
-            tests = tuple(other for other in tests if other is not each)
-            break
-    if found is None:
-        found = _Way(select(agent.c.agent_id), agent.c.agent_id, _BY_ID, True)
+    number, place = (0, None) if start is None else (start.key[0], _place(start))
+    retired: list[str] | None = None
+    if _NOT_RETIRED in tests:
+        retired = _few_retired(connection)
+    for each in sorted(tests, key=_rank):
+        parts = _parts(each, by_id=by_id)
+        if not parts:
+            continue
+        rest = tuple(other for other in tests if other is not each)
+        made = list[_Way]()
+        for at in range(number, len(parts)):
+            begin = place if at == number else None
+            found = _along(parts[at], by_id=by_id, whole=begin is None)
+            assert found is not None  # so are parts made
+            others = (*rest, *(() if _is_one_column(each) else map(Not, parts[:at])))
+            if retired is not None and not found.has_agent:
+                others = tuple(other for other in others if other != _NOT_RETIRED)
+                kept = found.query.where(found.agent_id.not_in(retired)) if retired else found.query
+                found = evolve(found, query=kept)
+            made.append(_narrowed(found, at, Every(others), begin, dialect))
+        return made
+    found = _Way(select(agent.c.agent_id), agent.c.agent_id, _BY_ID, True)
+    return [_narrowed(found, 0, Every(tests), place, dialect)]
+
+
+def _few_retired(connection: Connection) -> list[str] | None:
+    """Those that are retired, if they are so few that no state needs to be looked at."""
+    query = select(agent.c.agent_id).where(agent.c.agent_state == UNINSTALLED)
+    ids = list(connection.execute(query.limit(FEW_RETIRED + 1)).scalars())
+    return ids if len(ids) <= FEW_RETIRED else None
+
+
+def _place(start: Start) -> Start:
+    return Start(start.offset, start.key[1:], start.after)
+
+
+def _narrowed(way: _Way, number: int, rest: Every, start: Start | None, dialect: str) -> _Way:
+    """A way with a number, from a place on, for agents that also satisfy the rest of a test."""
+    query, after = way.query, None
     if start is not None:
-        query = found.query.where(from_start(found.order, start))
-        found = _Way(query, found.agent_id, found.order, found.has_agent)
-    rest = Every(tests)
-    if rest == EVERYTHING:
-        return found
-    query = found.query
-    if not found.has_agent:
-        query = query.join(agent, agent.c.agent_id == found.agent_id)
-    wanted = condition(rest, connection.dialect.name)
-    alone = found.order is _BY_ID and start is None
+        query = query.where(from_start(way.order, start))
+        if len(way.order) == 1:
+            after = start.key[0]
+    if flattened(rest) == EVERYTHING:
+        return evolve(way, query=query, number=number)
+    if not way.has_agent:
+        query = query.join(agent, agent.c.agent_id == way.agent_id)
+        if after is not None:  # what is joined begins there too: no planner sees that by itself
+            query = query.where(agent.c.agent_id >= after)
+    wanted = condition(rest, dialect, after)
+    alone = query.whereclause is None
     sql = wanted.sql if alone else f"({wanted.sql})"
     query = query.where(text(sql).bindparams(**wanted.parameters))
-    return _Way(query, found.agent_id, found.order, True)
+    return evolve(way, query=query, number=number, has_agent=True)
 
 
-def _is_upper(test: Test) -> bool:
-    return isinstance(test, Orders) and test.relation.startswith("<")
+def _parts(test: Test, *, by_id: bool) -> tuple[Test, ...]:
+    """Tests that each have a way and of which any is enough for a test; none if there are none."""
+    parts: tuple[Test, ...] = (test,)
+    if isinstance(test, Some) and not by_id:
+        parts = test.tests
+    elif isinstance(test, IsIn) and not by_id and all(isinstance(v, str) for v in test.values):
+        parts = tuple(IsIn(test.path, (value,)) for value in dict.fromkeys(test.values))
+    if len(parts) > WAYS or not all(_along(each, by_id=by_id, whole=True) for each in parts):
+        return ()
+    return parts
+
+
+def _rank(test: Test) -> int:
+    """Ways that find least stand first."""
+    if isinstance(test, IsIn):
+        return 3 if _is_one_column(test) else 0
+    # An upper bound last: a lower one of the same field must not stay among conditions.
+    return 2 if isinstance(test, Orders) and test.relation.startswith("<") else 1
+
+
+def _is_one_column(test: Test) -> bool:
+    """Whether an agent can be equal to one value only of those that a test names."""
+    return isinstance(test, IsIn) and test.path.parts[0] in _EQUAL
 
 
 def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
@@ -166,6 +259,10 @@ def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
                 agent_ip.c.field == field, agent_ip.c.address == value
             )
             return _Way(query, agent_ip.c.agent_id, (agent_ip.c.agent_id,), False)
+        if field in _EQUAL:
+            return _Way(
+                select(agent.c.agent_id).where(agent.c[field] == value), *_BY_ID, _BY_ID, True
+            )
         return None
     prefix, alone = literal_prefix(test.pattern)
     if by_id or not prefix or not alone:

@@ -86,17 +86,18 @@ class Condition:
     parameters: dict[str, Any]
 
 
-def condition(test: Test, dialect: str) -> Condition:
+def condition(test: Test, dialect: str, after: str | None = None) -> Condition:
     """Translate a test.
 
     Args:
         test: what `elkeid.manager.filter.parse` gave.
         dialect: ``sqlite`` or ``postgresql``.
+        after: only agents with this id or a later one will be looked at, if that is known.
 
     Raises:
         FilterError: a regular expression that PostgreSQL cannot run, or too much in all.
     """
-    compiler = _COMPILERS[dialect]()
+    compiler = _COMPILERS[dialect](after)
     return Condition(compiler.boolean(flattened(test)), compiler.parameters.values)
 
 
@@ -163,8 +164,9 @@ def bounds_of(prefix: str) -> tuple[str, str | None]:
 
 
 class _Compiler(ABC):
-    def __init__(self) -> None:
+    def __init__(self, after: str | None) -> None:
         self.parameters = _Parameters()
+        self._after = after
 
     def boolean(self, test: Test) -> str:
         """SQL that is true where the test holds; false or NULL elsewhere."""
@@ -172,8 +174,11 @@ class _Compiler(ABC):
             case Every(tests):
                 return self._joined(tests, " AND ") or "1 = 1"
             case Some(tests):
-                return self._joined(tests, " OR ") or "1 = 0"
+                return self._of_any_address(tests) or self._joined(tests, " OR ") or "1 = 0"
             case Not(inner):
+                found = self._found(inner)
+                if found is not None:  # true or false: planners know what to do with its opposite
+                    return f"NOT {found}"
                 return f"NOT coalesce({self.boolean(inner)}, false)"
         parts = test.path.parts
         column = COLUMNS.get(parts[0])
@@ -183,10 +188,9 @@ class _Compiler(ABC):
             if len(parts) > 1:  # nothing lies within a text or a number
                 return "1 = 1" if isinstance(test, IsIn) and None in test.values else "1 = 0"
             return self._on_column(test, *column)
-        if len(parts) == 1 and isinstance(test, IsIn | Matches):
-            found = self._found(test)
-            if found is not None:
-                return found
+        found = self._found(test)
+        if found is not None:
+            return found
         tables = ["agent_detail", "agent_hot"]
         if parts[0] in _SLOW:
             tables = ["agent_detail"]
@@ -211,27 +215,52 @@ class _Compiler(ABC):
             for table in tables
         )
 
-    def _found(self, test: IsIn | Matches) -> str | None:
+    def _found(self, test: Test) -> str | None:
         """SQL by the tables for finding agents, if that is all that a test takes."""
-        field, bind = test.path.parts[0], self.parameters.bind
-        if isinstance(test, IsIn):
-            if not test.values or not all(isinstance(each, str) for each in test.values):
+        if not isinstance(test, IsIn | Matches) or len(test.path.parts) != 1:
+            return None
+        field = test.path.parts[0]
+        if isinstance(test, Matches):
+            return self._of_any_address((test,))
+        if not test.values or not all(isinstance(each, str) for each in test.values):
+            return None
+        if field == "tags":
+            return self._exists("agent_tag", self._is("agent_tag.tag", test.values))
+        if field not in ADDRESS_FIELDS:
+            return None
+        wanted = f"agent_ip.field = {self.parameters.bind(field)} AND "
+        return self._exists("agent_ip", wanted + self._is("agent_ip.address", test.values))
+
+    def _of_any_address(self, tests: Sequence[Test]) -> str | None:
+        """SQL for: an address of any of some kinds begins with the same text; if tests say that."""
+        fields, patterns = list[str](), set[str]()
+        for test in tests:
+            if not isinstance(test, Matches) or len(test.path.parts) != 1:
                 return None
-            if field == "tags":
-                wanted = self._is_one_of("agent_tag.tag", "text", test.values)
-                return f"agent.agent_id IN (SELECT agent_id FROM agent_tag WHERE {wanted})"  # noqa: S608
-            if field not in ADDRESS_FIELDS:
-                return None
-            wanted = self._is_one_of("agent_ip.address", "text", test.values)
-        else:
-            prefix, whole = literal_prefix(test.pattern)
-            if field not in ADDRESS_FIELDS or not whole or not prefix:
-                return None
-            wanted = self._in_bounds("agent_ip.address", prefix)
+            fields.append(test.path.parts[0])
+            patterns.add(test.pattern)
+        if len(patterns) != 1 or not set(fields) <= set(ADDRESS_FIELDS):
+            return None
+        prefix, whole = literal_prefix(patterns.pop())
+        if not whole or not prefix:
+            return None
+        kinds = ", ".join(map(self.parameters.bind, fields))
+        wanted = f"agent_ip.field IN ({kinds}) AND {self._in_bounds('agent_ip.address', prefix)}"
+        return self._exists("agent_ip", wanted)
+
+    def _exists(self, table: str, wanted: str) -> str:
+        if self._after is not None:  # planners do not see this by themselves
+            wanted = f"{table}.agent_id >= {self.parameters.bind(self._after)} AND {wanted}"
         return (
-            f"agent.agent_id IN (SELECT agent_id FROM agent_ip WHERE"  # noqa: S608
-            f" agent_ip.field = {bind(field)} AND ({wanted}))"
+            f"EXISTS (SELECT 1 FROM {table} WHERE {table}.agent_id = agent.agent_id"  # noqa: S608
+            f" AND {wanted})"
         )
+
+    def _is(self, column: str, values: Sequence[Any]) -> str:
+        """SQL for: a column of texts equals one of these."""
+        if len(values) == 1:
+            return f"{column} = {self.parameters.bind(values[0])}"
+        return self._is_one_of(column, "text", values)
 
     def _in_bounds(self, column: str, prefix: str) -> str:
         low, high = bounds_of(prefix)
