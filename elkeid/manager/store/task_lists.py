@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 from attrs import frozen
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, or_, select
 
 from elkeid.manager.filter import Test
 from elkeid.manager.store.bulk import matching, sliced
@@ -300,28 +300,27 @@ def _rows_of(connection: Connection, keys: Sequence[tuple[int, str]]) -> list[An
     """The rows of these subtasks, together with those of their tasks and runs."""
     found: dict[tuple[int, str], Any] = {}
     for some in sliced(keys):
-        condition, arrays = _are(connection, some)
+        condition, arrays = _of_subtasks(connection, subtask, some)
         rows = connection.execute(_SUBTASK.where(condition), arrays)
         found |= {(row.task, row.agent_id): row for row in rows}
     return [found[key] for key in keys]
 
 
-def _are(
-    connection: Connection, keys: Sequence[tuple[int, str]]
+def _of_subtasks(
+    connection: Connection, table: Table, keys: Sequence[tuple[int, str]]
 ) -> tuple[ColumnElement[bool], dict[str, list[Any]]]:
-    """The condition that subtasks are these; and parameters for the statement."""
+    """The condition that rows are of these subtasks; and parameters for the statement."""
     if connection.dialect.name == "postgresql":
         names = "task", "agent_id"
         given = [dict(zip(names, key, strict=True)) for key in keys]
-        conditions, arrays = matching(connection, subtask, names, given)
+        conditions, arrays = matching(connection, table, names, given)
         return and_(*conditions), arrays
-    # Of a list of pairs SQLite would look at every subtask for each.
+    # For a list of pairs SQLite would look at every row.
     by_task = defaultdict[int, list[str]](list)
     for number, agent_id in keys:
         by_task[number].append(agent_id)
     ways = [
-        and_(subtask.c.task == number, subtask.c.agent_id.in_(ids))
-        for number, ids in by_task.items()
+        and_(table.c.task == number, table.c.agent_id.in_(ids)) for number, ids in by_task.items()
     ]
     return or_(*ways), {}
 
@@ -417,20 +416,12 @@ def _results(connection: Connection, tokens: Sequence[str]) -> dict[str, Any]:
 
 def _resends(connection: Connection, rows: Sequence[Any]) -> dict[tuple[int, str], list[Document]]:
     found: dict[tuple[int, str], list[Document]] = {}
-    by_task: dict[int, list[str]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row.agent_id)
-    for number, ids in by_task.items():
-        for some in sliced(ids):
-            resent = connection.execute(
-                select(task_resend)
-                .where(task_resend.c.task == number, task_resend.c.agent_id.in_(some))
-                .order_by(task_resend.c.id)
-            )
-            for each in resent:
-                found.setdefault((number, each.agent_id), []).append(
-                    {"time": each.at, "reason": each.reason}
-                )
+    for some in sliced([(row.task, row.agent_id) for row in rows]):
+        condition, arrays = _of_subtasks(connection, task_resend, some)
+        query = select(task_resend).where(condition).order_by(task_resend.c.id)
+        for each in connection.execute(query, arrays):
+            resend = {"time": each.at, "reason": each.reason}
+            found.setdefault((each.task, each.agent_id), []).append(resend)
     return found
 
 
