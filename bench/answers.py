@@ -1,11 +1,12 @@
 """How fast the Manager answers operators on a small fleet, over HTTP.
 
-    python -m bench.answers [--agents 100] [--calls 500]
+    python -m bench.answers [--agents 100] [--calls 500] [--database postgresql]
 
 Starts every role in one process on loopback, as `make run` does, with simulated agents that send
-meanwhile, and calls one route after the other over a kept connection. Logging in is slow on
-purpose and is left out. The target is 10 ms at the 99th percentile. A run counts only if every
-answer is a success and all agents are there.
+meanwhile, and calls one route after the other over a kept connection: first those that read, then
+in turn those that change something, each of which writes to the audit log twice. Logging in is
+slow on purpose and is left out. The target is 10 ms at the 99th percentile. A run counts only if
+every answer is a success and all agents are there. PostgreSQL is a server of its own on loopback.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway import REFERENCE_YARDSTICK, InvalidRun, free_port, yardstick
+from tests.integration.postgres import own_postgres
 
 TARGET_MS = 10.0  # 99th percentile
 START_SECONDS = 30.0
@@ -105,17 +107,23 @@ def main() -> None:
     )
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--calls", type=int, default=500, help="of each route")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     asked = parser.parse_args()
     print(
-        f"{asked.agents} agents; yardstick {yardstick():.2f} s (reference {REFERENCE_YARDSTICK}), "
+        f"{asked.agents} agents, {asked.database}; "
+        f"yardstick {yardstick():.2f} s (reference {REFERENCE_YARDSTICK}), "
         f"load {os.getloadavg()[0]:.1f}; target {TARGET_MS:g} ms at the 99th percentile"
     )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="elkeid-bench-")))
         grpc, gateway, discovery, manager = (free_port() for _ in range(4))
+        database = ""
+        if asked.database == "postgresql":
+            server = stack.enter_context(own_postgres(fsync="on", full_page_writes="on"))
+            database = f'database = "{server.url(server.new_database())}"\n'
         (folder / "elkeid.toml").write_text(
             f"[agentcenter]\ngrpc_port = {grpc}\nhttp_port = {gateway}\n"
-            f"[discovery]\nport = {discovery}\n[manager]\nport = {manager}\n"
+            f"[discovery]\nport = {discovery}\n[manager]\nport = {manager}\n{database}"
         )
         stack.enter_context(program(folder, "twistd", "-n", "--pidfile=", "elkeid"))
         end = time.monotonic() + START_SECONDS
@@ -135,9 +143,39 @@ def main() -> None:
                 raise InvalidRun("not all agents came")
             time.sleep(0.2)
         for route in ROUTES:
-            taken = sorted(operator.timed(*route)[1] for _ in range(asked.calls))
-            median, late = taken[len(taken) // 2], taken[len(taken) * 99 // 100]
-            print(f"  {route[0]:4} {route[1]:50} p50 {median:5.1f} ms  p99 {late:5.1f} ms")
+            show(route[:2], [operator.timed(*route)[1] for _ in range(asked.calls)])
+        for path, taken in changes(operator, asked.calls).items():
+            show(("POST", path), taken)
+
+
+def changes(operator: Operator, calls: int) -> dict[str, list[float]]:
+    """Path -> how many milliseconds each call of it took, which changed something."""
+    first = operator.call("GET", "/api/v1/agent/getStatus?page_size=1", None)["items"][0]
+    agent_id, took = first["agent_id"], dict[str, list[float]]()
+
+    def change(path: str, body: Any) -> Any:
+        data, milliseconds = operator.timed("POST", path, body)
+        took.setdefault(path, []).append(milliseconds)
+        return data
+
+    task = {"task": {"name": "driver", "data_type": 1, "data": ""}}
+    for number in range(calls):
+        tag = {"tag": f"bench-{number}", "id_list": [agent_id]}
+        change("/api/v1/agent/addTags", tag)
+        change("/api/v1/agent/delTags", tag)
+        change("/api/v1/agent/quickTask/task", {"agent_id": agent_id, "command": task})
+        asked = {"id_list": [agent_id], "data": task}
+        task_id = change("/api/v1/agent/createTask/task", asked)["task_id"]
+        run = {"task_id": task_id, "action": "run", "run_number": 1, "concurrence": 1}
+        change("/api/v1/agent/controlTask", run)
+    return took
+
+
+def show(route: tuple[str, str], taken: list[float]) -> None:
+    """Print what calls of a route took."""
+    ranked = sorted(taken)
+    median, late = ranked[len(ranked) // 2], ranked[len(ranked) * 99 // 100]
+    print(f"  {route[0]:4} {route[1]:50} p50 {median:5.1f} ms  p99 {late:5.1f} ms")
 
 
 if __name__ == "__main__":

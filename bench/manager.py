@@ -35,6 +35,7 @@ from elkeid.manager.agents import REPORTS_PER_WRITE, AgentStatus
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import EVERYTHING, FilterBody, Test, parse
 from elkeid.manager.lists import LongLists
+from elkeid.manager.selection import HostConditions, looked_at
 from elkeid.manager.store.agent_pages import Page, page_of_agents
 from elkeid.manager.store.agents import apply_sorted, sort_out
 from elkeid.manager.store.backends import make_database
@@ -159,6 +160,7 @@ LISTS = {
     "state running": one("agent_state", "$eq", "running"),
     "protection full": one("protection", "$eq", "full"),
     r"ip ^10\.": one("intranet_ipv4", "$regex", r"^10\."),
+    "any address 10.": looked_at(HostConditions(ip="10.")),
 }
 
 
