@@ -3,7 +3,7 @@
 from elkeid.config import ManagerSettings
 from elkeid.limits import Limit
 from elkeid.manager import audit, claim_watch, live, logins, passwords, refusals, throttle
-from elkeid.manager.store import filtersql, store, tokens, users
+from elkeid.manager.store import filtersql, store, task_lists, tokens, users
 
 LISTENERS = "elkeid_manager_live_listeners"
 MISSED = "elkeid_manager_live_missed_total"
@@ -56,6 +56,15 @@ def _of_users(settings: ManagerSettings) -> list[Limit]:
             "code 21, but for addresses from which the user has logged in",
             LOGINS,
             "test_logins.py::test_no_lockout_from_elsewhere",
+        ),
+        (
+            "task_lists.PAGE_BYTES",
+            task_lists.PAGE_BYTES,
+            "bytes that tasks and selections take in one page",
+            "a page of common tasks is a hundredth of it; some are megabytes each",
+            "what does not fit is named in left_out",
+            ANSWERS,
+            "test_task_lists.py::test_what_does_not_fit_into_a_page",
         ),
         (
             "passwords.WAITING_LIMIT",

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Table, delete, event, insert, text
+from sqlalchemy import Connection, Table, delete, event, insert, text, update
 
 from elkeid.manager.filter import EVERYTHING, Every, FilterError, Not, Some, Test, holds
+from elkeid.manager.store import task_lists
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.schema import agent, subtask, task, task_body, task_job, task_token
 from elkeid.manager.store.starts import Start
@@ -18,6 +19,7 @@ from elkeid.manager.store.task_lists import (
     count_of_listed,
     count_of_subtasks,
     count_of_tasks,
+    find_task,
     listed_subtasks,
     page_of_subtasks,
     page_of_tasks,
@@ -201,6 +203,12 @@ OF_TASKS: list[Test] = [
     asked("task_name", "$regex", "[12]$"),
     asked("create_time", "$gte", 1_003),
     asked("update_time", "$lt", 1_990),
+    asked("id_count", "$gt", 99_999_999_999),
+    asked("id_count", "$lt", 10**30),
+    asked("id_count", "$gte", -(10**30)),
+    asked("id_count", "$gte", AGENTS - 0.5),
+    asked("id_count", "$in", [AGENTS + 0.5, 10**30, float(AGENTS)]),
+    asked("id_count", "$eq", 1 << 63),
     every(asked("action", "$in", ["scan", "reboot"]), asked("task_user", "$eq", "admin")),
     every(asked("tag", "$ne", "prod"), asked("task_status", "$in", ["running", "finished"])),
     every(asked("action", "$eq", "scan"), asked("action", "$eq", "reboot")),
@@ -245,6 +253,9 @@ OF_SUBTASKS: list[Test] = [
     asked("token", "$in", ["k3.1", "k3.3", "k1.7", None]),
     asked("token", "$in", ["k9.1", "k3.3", "k1.7"]),
     asked("job_start_time", "$gt", 503),
+    asked("job_start_time", "$lte", 503.5),
+    asked("task_data_type", "$lt", 1 << 70),
+    asked("task_data_type", "$in", [1 << 40, 5052, 5051.5]),
     every(asked("task_id", "$eq", "t3"), asked("status", "$in", ["failed", "created", "running"])),
     every(asked("task_id", "$in", ["t3", "t9"]), asked("status", "$in", list(STATES[:3]))),
     every(asked("task_id", "$in", ["t3", "t9"]), asked("agent_id", "$in", ["a1", "a2", "a3"])),
@@ -343,6 +354,30 @@ def test_what_a_subtask_is_shown_with(filled: Database) -> None:
         items = page_of_subtasks(connection, asked("agent_id", "$eq", "a5"), 0, ALL).items
     assert [each["job_id"] for each in items[:3]] == ["j1.1", "", "j3.1"]
     assert [each["task_type"] for each in items[:2]] == ["Agent_Config", "Agent_Task"]
+
+
+def test_what_does_not_fit_into_a_page(filled: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tasks send is left out where it does not fit, and said to be; one is shown whole."""
+    long = '{"task":{"data":"' + 1_000 * "x" + '"}}'
+    with filled.writing() as connection:
+        connection.execute(update(task_body).where(task_body.c.task < 4).values(data=long))
+        connection.execute(update(subtask).values(sent_to="10.0.0.1:6752"))
+    monkeypatch.setattr(task_lists, "PAGE_BYTES", 2_400)
+    with filled.reading() as connection:
+        items = page_of_tasks(connection, EVERYTHING, 0, ALL).items
+        found = {each["task_id"]: each for each in items}
+        assert [each for each in found if "left_out" in found[each]] == ["t3"]
+        assert found["t3"]["data"] is None
+        assert (found["t3"]["id_list"], found["t3"]["tag"]) == ([], "prod")
+        assert len(found["t1"]["data"]["task"]["data"]) == 1_000
+        one = find_task(connection, "t3")
+        assert one is not None
+        assert one["data"] == found["t1"]["data"]
+        test = asked("task_id", "$eq", "t1")
+        two, three = (page_of_subtasks(connection, test, 0, size).items for size in (2, 3))
+    assert all(each["task_data"]["command"]["task"]["data"] for each in two)
+    assert [each["task_data"] for each in three] == [None] * 3
+    assert all(each["left_out"] == ["task_data"] for each in three)
 
 
 def test_subtasks_of_one_task(filled: Database) -> None:

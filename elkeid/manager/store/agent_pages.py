@@ -6,7 +6,6 @@ do, as of several tags, what is found along one index stands behind what was fou
 and no agent is found twice. Every function takes a connection and blocks.
 """
 
-import math
 from typing import Any
 
 import msgspec
@@ -27,7 +26,13 @@ from elkeid.manager.filter import (
     Test,
 )
 from elkeid.manager.store.agents import UNINSTALLED, shown_agents
-from elkeid.manager.store.filtersql import bounds_of, condition, flattened, literal_prefix
+from elkeid.manager.store.filtersql import (
+    bounds_of,
+    condition,
+    flattened,
+    literal_prefix,
+    whole_bound,
+)
 from elkeid.manager.store.schema import agent, agent_ip, agent_tag
 from elkeid.manager.store.starts import Start, from_start, starts_of
 
@@ -44,8 +49,6 @@ _EQUAL = frozenset({"hostname", "state", "agent_state", "version", "platform", "
 
 _IN_ORDER = ("hostname", "version", "platform", "idc")
 
-_TIMES = 2 * TIME_LIMIT
-"""No time of a host lies beyond, or before the same with a minus."""
 
 _BY_ID = (agent.c.agent_id,)
 
@@ -246,7 +249,7 @@ def _along(test: Test, *, by_id: bool, whole: bool) -> _Way | None:
         bound = test.bound
         if by_id or field != "first_heartbeat_time" or isinstance(bound, str | bool):
             return None
-        return _by_time(test.relation, min(max(bound, -_TIMES), _TIMES), whole=whole)
+        return _by_time(test.relation, bound, whole=whole)
     if isinstance(test, IsIn):
         if len(test.values) != 1 or not isinstance(test.values[0], str):
             return None
@@ -286,7 +289,7 @@ def _by_time(relation: Relation, bound: float, *, whole: bool) -> _Way:
     """The way from the host that was heard of first on, to the last one or to a bound."""
     column = agent.c.first_heartbeat_time
     # Whole numbers: databases leave the index where a fraction is compared.
-    number = math.floor(bound) if relation in (">", "<=") else math.ceil(bound)
+    number = whole_bound(relation, bound, 2 * TIME_LIMIT)
     query = select(agent.c.agent_id)
     if whole or relation.startswith("<"):
         query = query.where(column.op(relation)(number))

@@ -6,6 +6,7 @@ columns and tables are constants here; every key and value of a request is a bou
 each database's own dialect, the rest is plain SQL.
 """
 
+import math
 import os
 import re
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from elkeid.manager.filter import (
     Matches,
     Not,
     Orders,
+    Relation,
     Some,
     Test,
     index_of,
@@ -161,6 +163,18 @@ def bounds_of(prefix: str) -> tuple[str, str | None]:
             return prefix, kept[:-1] + chr(code)
         kept = kept[:-1]
     return prefix, None
+
+
+def whole_bound(relation: Relation, bound: float, limit: int) -> int:
+    """The whole number on whose sides whole numbers lie as they lie on a bound's.
+
+    Args:
+        relation: that numbers stand in to it.
+        bound: any.
+        limit: no number that is compared is as far from 0.
+    """
+    within = min(max(bound, -limit), limit)
+    return math.floor(within) if relation in (">", "<=") else math.ceil(within)
 
 
 class _Compiler(ABC):

@@ -1,9 +1,21 @@
 """Filters on tasks and subtasks: the filter language over a fixed set of columns."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, false, func, not_, null, or_, true
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    String,
+    and_,
+    false,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    true,
+)
 
 from elkeid.manager.filter import (
     Every,
@@ -16,8 +28,10 @@ from elkeid.manager.filter import (
     Test,
     kind_of,
 )
-from elkeid.manager.store.filtersql import REGEXP
+from elkeid.manager.store.filtersql import REGEXP, whole_bound
 from elkeid.manager.store.postgres_regex import ere_of
+
+_NUMBERS: Final = (1 << 63) - 1
 
 Columns = Mapping[str, ColumnElement[Any]]
 
@@ -45,12 +59,24 @@ def where(test: Test, columns: Columns, dialect: str) -> ColumnElement[bool]:
     match test:
         case IsIn(values=values):
             wanted = [value for value in values if kind_of(value) == kind]
-            ways: list[ColumnElement[bool]] = [column.in_(wanted)] if wanted else []
+            if kind == "number":  # of columns that are whole numbers, all of them
+                wanted = [int(value) for value in wanted if value == int(value)]
+                wanted = [value for value in wanted if abs(value) < _NUMBERS]
+            # PostgreSQL takes the column's own type for parameters, and no larger number.
+            listed = [
+                literal(value, BigInteger if kind == "number" else String) for value in wanted
+            ]
+            ways: list[ColumnElement[bool]] = [column.in_(listed)] if wanted else []
             if None in values:
                 ways.append(column == null())
             return or_(false(), *ways)
         case Orders(relation=relation, bound=bound):
-            return column.op(relation)(bound) if kind_of(bound) == kind else false()
+            if kind_of(bound) != kind:
+                return false()
+            if isinstance(bound, str):
+                return column.op(relation)(bound)
+            number = whole_bound(relation, bound, _NUMBERS)
+            return column.op(relation)(literal(number, BigInteger))
         case Matches(pattern=pattern):
             if kind != "text":
                 return false()

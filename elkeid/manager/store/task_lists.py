@@ -1,7 +1,7 @@
 """Queries that show tasks, subtasks and runs as clients know them. They block."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
@@ -35,6 +35,11 @@ IDS_SHOWN: Final = 1_000
 
 AS_CREATED: Final = ("", False)
 """The order of tasks by default."""
+
+PAGE_BYTES: Final = 32 << 20
+"""What tasks are, whom they are for, and results, in one page: some may be megabytes each."""
+
+_BODY: Final = ["data", "id_list", "filter", "conditions"]
 
 Document = dict[str, Any]
 
@@ -77,11 +82,39 @@ def counters(row: Any) -> dict[str, int]:
     }
 
 
-def _document(row: Any, data: str, selection: str, jobs: list[str], todo: list[str]) -> Document:
-    chosen = msgspec.json.decode(selection, type=Selection)
+class _Room:
+    """What is left of `PAGE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._left = PAGE_BYTES
+
+    def has(self, size: int) -> bool:
+        """Take as much, if it is there."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+
+def _size(connection: Connection, column: ColumnElement[str]) -> ColumnElement[int]:
+    """How long a text is; PostgreSQL tells without looking at it."""
+    name = "octet_length" if connection.dialect.name == "postgresql" else "length"
+    size: ColumnElement[int] = getattr(func, name)(column)
+    return size
+
+
+def _document(
+    row: Any, data: str | None, selection: str, jobs: list[str], todo: list[str]
+) -> Document:
+    """A task; ``data`` None: it and the selection did not fit."""
+    if data is None:
+        chosen, left_out = Selection(tag=row.tag), {"left_out": _BODY}
+    else:
+        chosen, left_out = msgspec.json.decode(selection, type=Selection), {}
     return {
         **shown(chosen, IDS_SHOWN),
-        "data": msgspec.json.decode(data),
+        **left_out,
+        "data": None if data is None else msgspec.json.decode(data),
         "task_name": row.task_name,
         "action": row.action,
         "task_user": row.task_user,
@@ -162,18 +195,24 @@ def page_of_tasks(
         connection, partial(way_of_tasks, connection, test, order), (offset, limit), total, start
     )
     numbers, found = [key[-1] for key in keys], dict[int, Any]()
+    size = _size(connection, task_body.c.data) + _size(connection, task_body.c.selection)
     for some in sliced(numbers):
         rows = connection.execute(
-            select(task, task_body.c.data, task_body.c.selection)
+            select(task, size.label("size"))
             .join_from(task, task_body, task.c.number == task_body.c.task)
             .where(task.c.number.in_(some))
         )
         found |= {row.number: row for row in rows}
+    room, bodies = _Room(), dict[int, tuple[str, str]]()
+    for some in sliced([number for number in numbers if room.has(found[number].size)]):
+        chosen = select(task_body.c.task, task_body.c.data, task_body.c.selection)
+        for row in connection.execute(chosen.where(task_body.c.task.in_(some))):
+            bodies[row.task] = row.data, row.selection
     jobs = _jobs_of(connection, numbers)
-    items = [
-        _document(row, row.data, row.selection, jobs.get(row.number, []), [])
-        for row in (found[number] for number in numbers)
-    ]
+    items = []
+    for number in numbers:
+        data, selection = bodies.get(number, (None, ""))
+        items.append(_document(found[number], data, selection, jobs.get(number, []), []))
     return Found(total, items, starts_of(offset, keys))
 
 
@@ -328,8 +367,18 @@ def _of_subtasks(
 def _subtasks(connection: Connection, rows: Sequence[Any]) -> list[Document]:
     results = _results(connection, [row.token for row in rows if row.token is not None])
     resends = _resends(connection, rows)
-    data = _data_of(connection, {row.task for row in rows})
+    data = _data_shown(connection, Counter(row.task for row in rows))
     return [_subtask(row, results, resends, data) for row in rows]
+
+
+def _data_shown(connection: Connection, counts: Mapping[int, int]) -> dict[int, Any]:
+    """Task -> what it sends, where that fits for as many of its subtasks as are shown."""
+    sizes, room = dict[int, int](), _Room()
+    for some in sliced(list(counts)):
+        query = select(task_body.c.task, _size(connection, task_body.c.data).label("size"))
+        for row in connection.execute(query.where(task_body.c.task.in_(some))):
+            sizes[row.task] = row.size
+    return _data_of(connection, [each for each, n in counts.items() if room.has(n * sizes[each])])
 
 
 def _subtask(
@@ -339,16 +388,18 @@ def _subtask(
     data: dict[int, Any],
 ) -> Document:
     sent = row.sent_to is not None
+    fits = row.payload is not None or row.task in data
     late = row.due if row.status == "succeed" and row.due is not None else 0
     return {
+        **({"left_out": ["task_data"]} if sent and not fits else {}),
         "_id": sha256(f"{row.task_id}/{row.agent_id}".encode()).hexdigest()[:24],
         "task_type": row.task_type,
         "task_data_type": row.task_data_type or 0,
         "agent_id": row.agent_id,
         "task_id": row.task_id,
         "job_id": row.job_id or "",
-        "task_data": body_of(row.agent_id, row.token, data[row.task], row.payload)
-        if sent
+        "task_data": body_of(row.agent_id, row.token, data.get(row.task), row.payload)
+        if sent and fits
         else None,
         "task_url": f"https://{row.sent_to}/command/" if sent else "",
         "token": row.token or "",
@@ -515,6 +566,8 @@ def approvals_waiting(connection: Connection, offset: int, limit: int) -> Found:
         (task.c.approval == "waiting") & (task.c.status == CREATED) & task.c.quick.is_(False)
     )
     total = connection.execute(select(func.count()).select_from(task).where(condition)).scalar_one()
+    if offset >= total:
+        return Found(total, [])
     rows = connection.execute(
         select(task).where(condition).order_by(task.c.number).offset(offset).limit(limit)
     )
