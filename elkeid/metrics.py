@@ -326,6 +326,7 @@ class ManagerMetrics:
         store_pending: gives the number of database queries in progress or waiting.
         skews: AC address -> its clock minus ours, seconds.
         ahead: gives by how much our clock is ahead of the time that was seen to pass, seconds.
+        bodies: where bodies of requests under way are kept -> their bytes.
     """
 
     def __init__(
@@ -335,8 +336,17 @@ class ManagerMetrics:
         store_pending: Callable[[], float],
         skews: Callable[[], Mapping[str, float]],
         ahead: Callable[[], float],
+        *,
+        bodies: Callable[[], Mapping[str, float]],
     ) -> None:
         self.registry = registry
+        SizesGauge(
+            "elkeid_manager_bodies_bytes",
+            "Bytes of the bodies of requests under way that are kept",
+            "where",
+            bodies,
+            registry,
+        )
         self.answers = Counter(
             "elkeid_manager_answers",
             "Answers by declared route and status",

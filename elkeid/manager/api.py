@@ -33,7 +33,7 @@ from elkeid.manager.uploads import UploadRefused
 from elkeid.manager.user_api import refusal_of as login_refusal
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import CodeEnvelope
-from elkeid.web.api import Api, Authenticator, Group
+from elkeid.web.api import Api, Authenticator, Gate, Group
 from elkeid.web.openapi import About
 from elkeid.web.plain import Liveness, MetricsPage
 from elkeid.web.refusals import (
@@ -174,6 +174,7 @@ def make_api(
     *,
     audit: AuditLog,
     proxies: Sequence[str],
+    gates: Mapping[AuthKind, Gate],
 ) -> Api:
     """Put a face together.
 
@@ -185,6 +186,7 @@ def make_api(
         metrics_networks: who may see them.
         audit: has every call that changes something.
         proxies: networks of proxies in front.
+        gates: which addresses may call the routes of a kind at all.
     """
 
     def observe(route: Route | None, status: int) -> None:
@@ -211,6 +213,7 @@ def make_api(
         observe,
         witness=audit,
         proxies=proxies,
+        gates=gates,
     )
     api.mount("/metrics", MetricsPage(metrics.registry, metrics_networks, api.refusal, proxies))
     return api

@@ -36,10 +36,14 @@ class InnerCheck:
         self.seen = self._signature.seen
         self._networks, self._accept_unsigned = Networks(networks), accept_unsigned
 
+    def admit(self, address: str) -> None:
+        """Refuse an IP address where no AgentCenter is."""
+        if address not in self._networks:
+            raise AccessDenied(f"{address} is in none of manager.inner_networks")
+
     def __call__(self, call: Call) -> str | None:
         """Return the access key, None where none is needed, or refuse."""
-        if call.peer not in self._networks:
-            raise AccessDenied(f"{call.peer} is in none of manager.inner_networks")
+        self.admit(call.peer)
         unsigned = all(call.header(name) is None for name in SIGNATURE_HEADERS)
         if unsigned and self._accept_unsigned:
             return None

@@ -41,11 +41,11 @@ from elkeid.manager.throttle import (
     Locked,
     Throttle,
     Work,
-    address_of,
     counted,
 )
 from elkeid.manager.totp import recovery_hash, step_of
 from elkeid.metrics import ManagerMetrics
+from elkeid.web.peers import address_of
 from elkeid.web.rates import AddressRates
 from elkeid.web.routes import Call
 

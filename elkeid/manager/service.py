@@ -59,7 +59,7 @@ from elkeid.manager.uploads import Uploads
 from elkeid.manager.user_api import UserRoutes
 from elkeid.metrics import ClaimMetrics, LiveMetrics, ManagerMetrics, SignedRequestMetrics
 from elkeid.tls import api_server_options, https_policy
-from elkeid.web.api import Api, Authenticator
+from elkeid.web.api import Api, Authenticator, Gate
 from elkeid.web.client import Credentials, JsonClient, http_agent
 from elkeid.web.documentation import DocumentationRoutes
 from elkeid.web.plain import Liveness
@@ -128,6 +128,7 @@ class ManagerRole:
             store_pending=lambda: self.store.pending,
             skews=lambda: dict(self.polls.skews()),
             ahead=lambda: self.aging.ahead,
+            bodies=self._bodies,
         )
         self._guard(keys, threads, wall, hasher)
         self._api_tls = None if manager.tls_port is None else api_server_options(keys)
@@ -176,6 +177,7 @@ class ManagerRole:
             AuthKind.TOKEN: token_check,
             AuthKind.SIGNED: inner_check,
         }
+        self._gates: dict[AuthKind, Gate] = {AuthKind.SIGNED: inner_check.admit}
         self.uploads = Uploads(
             settings.server.data_dir / "uploads",
             self.store,
@@ -267,6 +269,12 @@ class ManagerRole:
             AuditRoutes(store),
         ]
 
+    def _bodies(self) -> dict[str, float]:
+        return {
+            "memory": sum(site.memory.held for site in self._sites),
+            "disk": sum(site.disk.held for site in self._sites),
+        }
+
     def _face(self, groups: Any) -> Api:
         return make_api(
             groups,
@@ -276,6 +284,7 @@ class ManagerRole:
             self._settings.manager.metrics_networks,
             audit=self.audit,
             proxies=self._settings.manager.proxy_networks,
+            gates=self._gates,
         )
 
     async def start(self) -> None:

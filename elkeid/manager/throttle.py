@@ -8,7 +8,6 @@ which that user has logged in before. So somebody elsewhere can lock nobody out 
 place; somebody behind the same address can, for minutes.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from hashlib import sha256
 
@@ -30,8 +29,6 @@ KNOWN_SECONDS = 30 * 86400
 """An address is known for so long after the user logged in from there."""
 
 _MOST_DOUBLINGS = 20  # beyond any longest wait
-
-_IPV6_PREFIX = 64  # bits: what one customer has to himself
 
 
 @frozen
@@ -66,18 +63,6 @@ class Locked:
 
 
 Verdict = Free | Work | Locked
-
-
-def address_of(peer: str) -> str:
-    """What counts as one address: an IPv4 address, or the network that an IPv6 one is of."""
-    try:
-        ip = ipaddress.ip_address(peer.partition("%")[0])  # without the zone of a link
-    except ValueError:
-        return peer[:64]
-    mapped = getattr(ip, "ipv4_mapped", None)
-    if mapped is not None or ip.version == 4:
-        return str(mapped or ip)
-    return str(ipaddress.ip_network(f"{ip}/{_IPV6_PREFIX}", strict=False))
 
 
 def subject_of(username: str) -> str:

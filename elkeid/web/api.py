@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -47,6 +48,10 @@ Authenticator = Callable[[Call], Any]
 """Returns the caller's identity, at once or awaitable, or raises a `Refusal`."""
 
 
+Gate = Callable[[str], None]
+"""Raises a `Refusal` for an IP address that is not served, whatever it brings."""
+
+
 class Witness(Protocol):
     """Is told of every authenticated call to a route that changes something."""
 
@@ -75,6 +80,8 @@ class Api(Resource):
             declared one was met.
         witness: told of calls that change something; nobody by default.
         proxies: networks of proxies whose word on who the client is counts; none by default.
+        gates: for kinds whose routes not every address may call: refuses one, before a body is
+            read.
     """
 
     isLeaf = True
@@ -90,11 +97,12 @@ class Api(Resource):
         *,
         witness: Witness | None = None,
         proxies: Iterable[str] = (),
+        gates: Mapping[AuthKind, Gate] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        self._witness, self._proxies = witness, Networks(proxies)
+        self._witness, self.proxies, self._gates = witness, Networks(proxies), gates
         self.routes: list[Route] = []
-        self._envelope, self._errors, self._observe = envelope, errors or {}, observe
+        self._envelope, self._errors, self.observe = envelope, errors or {}, observe
         self._authenticators = {AuthKind.NONE: _anyone, **(authenticators or {})}
         self._mounted: dict[bytes, IResource] = {}
         self._declared: dict[tuple[str, str], Route] = {}
@@ -144,6 +152,16 @@ class Api(Resource):
         verb, _, path = str(endpoint).partition(" ")
         return self._declared[verb, path]
 
+    def turned_away(self, route: Route, address: str) -> Refusal | None:
+        """Why a route serves nobody at an IP address, known before a body is read; or None."""
+        gate = self._gates.get(route.auth)
+        if gate is not None:
+            try:
+                gate(address)
+            except Refusal as refusal:
+                return refusal
+        return None
+
     def refusal(self, refusal: Refusal) -> tuple[int, bytes]:
         """HTTP status and JSON bytes of a refusal."""
         status, body = self._envelope.failure(refusal)
@@ -172,7 +190,7 @@ class Api(Resource):
         request: Any,
         parts: Mapping[str, str],
     ) -> Any:
-        peer = client_behind(request, self._proxies)
+        peer = client_behind(request, self.proxies)
         _, _, query = request.uri.partition(b"?")
         call: Call = Call(
             route.method,
@@ -203,13 +221,13 @@ class Api(Resource):
             if isinstance(result, FileAnswer | EventStream):
                 await self._told(begun, Answer(200))
             if isinstance(result, FileAnswer):
-                self._observe(route, 200)
+                self.observe(route, 200)
                 return _FileResource(result, call.answer_headers)
             if isinstance(result, EventStream):
-                self._observe(route, 200)
+                self.observe(route, 200)
                 return _EventResource(result, call.answer_headers)
             if isinstance(result, Takeover):
-                self._observe(route, 101)
+                self.observe(route, 101)
                 return _TakeoverResource(result)
             answer = self._succeeded(result)
             body = answer.encoded()
@@ -255,7 +273,7 @@ class Api(Resource):
         for name, value in answer.headers.items():
             request.setHeader(name, value)
         request.setHeader("content-length", str(len(body)))
-        self._observe(route, answer.status)
+        self.observe(route, answer.status)
         return body
 
     def _unrouted(self, request: IRequest, failure: Failure) -> bytes:

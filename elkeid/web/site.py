@@ -3,7 +3,7 @@
 Twisted buffers a request's body whole, in memory or in a temporary file, before anyone may
 object. Here the limit of the route is known when the headers are complete: a body that is
 announced too large is refused before it is read, one that grows too large is cut, and a peer
-that sends too slowly is dropped.
+that sends too slowly is dropped. Room is held for what has arrived, see `elkeid.web.bodies`.
 """
 
 import errno
@@ -35,12 +35,13 @@ from twisted.web.server import Request, Site
 from elkeid.errors import OperatorError
 from elkeid.web.answers import JSON_TYPE
 from elkeid.web.api import Api
+from elkeid.web.bodies import BodyRoom
+from elkeid.web.peers import address_of, forwarded
 from elkeid.web.refusals import BodyTooLarge, Busy, InternalFault, ParameterInvalid, Refusal
-from elkeid.web.routes import BODY_LIMIT
+from elkeid.web.routes import BODY_LIMIT, MiB, Route
 from elkeid.web.spool import Spool
 
-KiB = 1 << 10
-MiB = 1 << 20
+_FULL = "too many large requests at once"
 
 
 @frozen(kw_only=True)
@@ -51,9 +52,10 @@ class FaceLimits:
     to ServiceDiscovery open for nothing. ``request_seconds``: for one request to arrive whole.
     ``drain_seconds``, ``drain_bytes``: how long and how much is read after a refusal, so that
     the peer sees the answer instead of a reset. ``connections``: at once; beyond, the oldest that
-    has asked for nothing yet makes room, else the new one is closed. ``bodies_bytes``:
-    all bodies that are in memory at once. ``spool_bytes``, ``spool_seconds``: all bodies that are
-    on disk at once, and for one of these to arrive whole (300 MiB in 5 minutes is 1 MiB/s).
+    has asked for nothing yet makes room, else the new one is closed. ``bodies_bytes``,
+    ``bodies_share``: what bodies hold in memory at once, all together and those from one address,
+    as far as they have arrived. ``spool_bytes``, ``spool_share``, ``spool_seconds``: likewise on
+    disk, and for one of these to arrive whole (300 MiB in 5 minutes is 1 MiB/s).
     """
 
     idle_seconds: float = 30.0
@@ -62,7 +64,9 @@ class FaceLimits:
     drain_bytes: int = 16 * MiB
     connections: int = 10_000
     bodies_bytes: int = 128 * MiB
+    bodies_share: int = 32 * MiB
     spool_bytes: int = 1024 * MiB
+    spool_share: int = 512 * MiB
     spool_seconds: float = 300.0
 
 
@@ -75,9 +79,11 @@ class BoundedRequest(Request):
     defaultContentType = None
 
     _refused = False
+    _route: Route | None = None
     _limit = 0
-    _spooled = False
-    _held = 0  # bytes of the face's budget for bodies, in memory or on disk
+    _address = ""  # whose share the body takes
+    _room: BodyRoom
+    _held = 0  # bytes of the body that have arrived and are kept
     _discarded = 0
     _drain: IDelayedCall | None = None
 
@@ -91,32 +97,30 @@ class BoundedRequest(Request):
         if length == 0:
             return
         site: FaceSite = self.channel.site
-        route = site.api.route_of(self.channel._command, self.channel._path)
+        self._route = route = site.api.route_of(self.channel._command, self.channel._path)
         self._limit = BODY_LIMIT if route is None else route.limit
-        self._spooled = route is not None and route.spooled
-        if self._admit(length or 0) and self._spooled:
+        self._room = site.disk if route is not None and route.spooled else site.memory
+        client, self._address = self.channel.client_of(self.requestHeaders)
+        unwelcome = None if route is None else site.api.turned_away(route, client)
+        size = length or 0
+        if unwelcome is not None:
+            self._refuse(unwelcome)
+        elif size > self._limit:
+            self._refuse(BodyTooLarge(self._limit))
+        elif not self._room.has(self._address, size, size):
+            self._refuse(Busy(_FULL))
+        elif self._room is site.disk:
             self.channel.request_seconds = site.limits.spool_seconds
-            try:
-                self.content = Spool(site.spool_dir)
-            except OSError as error:
-                self._disk_full(error)
 
-    def _admit(self, size: int) -> bool:
-        """Refuse unless a body of ``size`` bytes in all may be taken."""
-        site: FaceSite = self.channel.site
+    def _admit(self, more: int) -> bool:
+        """Refuse unless ``more`` bytes of the body may be kept."""
+        size = self._held + more
         if size > self._limit:
             self._refuse(BodyTooLarge(self._limit))
-        elif self._spooled:
-            if site.spooled + size - self._held > site.limits.spool_bytes:
-                self._refuse(Busy("too many large requests at once"))
-            elif size > self._held:
-                site.spooled += size - self._held
-                self._held = size
-        elif site.held + size - self._held > site.limits.bodies_bytes:
-            self._refuse(Busy("too many large requests at once"))
-        elif size > self._held:
-            site.held += size - self._held
+        elif self._room.take(self._address, more, size):
             self._held = size
+        else:
+            self._refuse(Busy(_FULL))
         return not self._refused
 
     def _disk_full(self, error: OSError) -> None:
@@ -125,8 +129,13 @@ class BoundedRequest(Request):
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep a piece of the body, or discard it after a refusal."""
-        if not self._refused and self._admit(self.content.tell() + len(data)):
+        if not data:
+            return
+        if not self._refused and self._admit(len(data)):
+            site: FaceSite = self.channel.site
             try:
+                if self._room is site.disk and not isinstance(self.content, Spool):
+                    self.content = Spool(site.spool_dir)  # one that only announces gets no file
                 self.content.write(data)
             except OSError as error:
                 self._disk_full(error)
@@ -144,7 +153,7 @@ class BoundedRequest(Request):
         self.content = BytesIO()
         channel = self.channel
         channel.persistent = False
-        channel.answer_and_close(refusal, close=False)
+        channel.answer_and_close(refusal, self._route, close=False)
         limits: FaceLimits = channel.site.limits
         self._drain = channel.callLater(limits.drain_seconds, channel.abort)
 
@@ -174,6 +183,7 @@ class BoundedRequest(Request):
                 self.channel.abort()
             return reason
         status, body = self.channel.site.api.refusal(InternalFault())
+        self.channel.site.api.observe(self._route, status)
         self.setResponseCode(status)
         self.setHeader("content-type", JSON_TYPE)
         self.setHeader("content-length", str(len(body)))
@@ -195,11 +205,7 @@ class BoundedRequest(Request):
 
     def _release(self) -> None:
         if self._held:
-            site: FaceSite = self.channel.site
-            if self._spooled:
-                site.spooled -= self._held
-            else:
-                site.held -= self._held
+            self._room.give_back(self._address, self._held)
             self._held = 0
 
 
@@ -211,6 +217,8 @@ class BoundedChannel(HTTPChannel):
     _began: float | None = None  # when the first byte of the current request came
     _over = False  # nothing more is read
     request_seconds = 0.0  # for the current request to arrive whole; set with its headers
+    _client: tuple[str, str] | None = None  # see `client_of`
+    _proxied = False  # the peer speaks for others
     _heir: IProtocol | None = None  # has the connection now
 
     def connectionMade(self) -> None:
@@ -224,6 +232,17 @@ class BoundedChannel(HTTPChannel):
             next(iter(site.silent)).give_way()
         site.channels.add(self)
         site.silent[self] = None
+
+    def client_of(self, headers: Headers) -> tuple[str, str]:
+        """The IP address that a request comes from, and what that counts as: a network of IPv6."""
+        if self._client is None:
+            peer: str = getattr(self.getPeer(), "host", "")
+            self._proxied = peer in self.site.api.proxies
+            self._client = peer, address_of(peer)
+        if self._proxied:
+            client = forwarded(self._client[0], headers, self.site.api.proxies)
+            return client, address_of(client)
+        return self._client
 
     def give_way(self) -> None:
         """Close at once, and leave the place to another connection."""
@@ -287,9 +306,12 @@ class BoundedChannel(HTTPChannel):
     def _respondToBadRequestAndDisconnect(self) -> None:
         self.answer_and_close(ParameterInvalid("request: not valid HTTP, or headers too large"))
 
-    def answer_and_close(self, refusal: Refusal, close: bool = True) -> None:
+    def answer_and_close(
+        self, refusal: Refusal, route: Route | None = None, close: bool = True
+    ) -> None:
         """Answer what is no whole request; the connection serves nothing more."""
         status, body = self.site.api.refusal(refusal)
+        self.site.api.observe(route, status)
         headers = Headers(
             {
                 "date": [datetimeToString().decode()],
@@ -353,11 +375,11 @@ class FaceSite(Site):
         if spool_dir is None and any(route.spooled for route in api.routes):
             raise ValueError("routes that keep bodies on disk need spool_dir")
         self.spool_dir = spool_dir or Path()
-        self.spooled = 0  # bytes of bodies on disk
         self.api, self.limits = api, limits or FaceLimits()
+        self.memory = BodyRoom(self.limits.bodies_bytes, self.limits.bodies_share)
+        self.disk = BodyRoom(self.limits.spool_bytes, self.limits.spool_share)
         self.channels: set[BoundedChannel] = set()  # open connections
         self.silent: dict[BoundedChannel, None] = {}  # of these, without a whole request yet
-        self.held = 0  # bytes of bodies in memory
         super().__init__(
             api,
             BoundedRequest,

@@ -121,7 +121,7 @@ async def test_too_large(secure: bool) -> None:
         await sender.ended
         assert sender.received.startswith(b"HTTP/1.1 413 ")
         assert sender.received.count(b"HTTP/1.1") == 1
-        assert served.site.held == 0
+        assert served.site.memory.held == 0
 
 
 @both

@@ -27,11 +27,11 @@ from elkeid.manager.throttle import (
     Locked,
     Throttle,
     Work,
-    address_of,
     counted,
 )
 from elkeid.manager.totp import STEP_SECONDS
 from elkeid.metrics import ManagerMetrics
+from elkeid.web.peers import address_of
 from elkeid.web.routes import Call
 from tests.web.memory import NOW
 
@@ -200,7 +200,9 @@ class WaitTests(Case):
             Passwords(threads, HASHER),
             manager.access,
             manager.audit,
-            metrics=ManagerMetrics(CollectorRegistry(), lambda: 0, lambda: 0, dict, lambda: 0),
+            metrics=ManagerMetrics(
+                CollectorRegistry(), lambda: 0, lambda: 0, dict, lambda: 0, bodies=dict
+            ),
             wall=self.deployment.network.wall,
             settings=self.deployment.settings.manager,
             captcha_key=b"key",

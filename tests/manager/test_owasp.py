@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 
@@ -279,6 +280,52 @@ class ResourceTests(FaceCase):
                 head = f"POST {path} HTTP/1.1\r\nContent-Length: {route.limit + 1}\r\n"
                 self.assertEqual(self.raw(head)[0], 413, route.path)
                 self.assertLessEqual(route.limit, 640 << 20, route.path)
+
+    def test_bodies_that_never_come(self) -> None:
+        """Announcing the largest bodies of all routes keeps nobody out, from however many places.
+
+        Also who sends all of a body but its end leaves room for logins.
+        """
+        site: Any = self.deployment.network.ports[self.deployment.settings.manager.port]
+        largest = {route.path: route.limit for route in self.api.routes if route.method == "POST"}
+        stalled: list[RawConnection] = []
+
+        def stall(path: str, host: str, begin: bytes = b"") -> None:
+            connection = RawConnection(site, IPv4Address("TCP", host, 1))
+            length = largest[path]
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            connection.send(head.encode() + begin)
+            stalled.append(connection)
+
+        for path in ("/api/v1/agent/updateSubTask", "/api/v6/shared/Upload"):
+            for number in range(8):
+                stall(path, "127.0.0.1")
+                stall(path, f"10.0.0.{number}")
+                stall(path, f"192.0.2.{number}")
+        self.assertEqual((site.memory.held, site.disk.held), (0, 0))
+        self.deployment.login()
+        self.assertTrue(self.upload_works())
+        path = "/api/v1/agent/updateSubTask"
+        for number in range(20):
+            stall(path, f"10.0.0.{number}", bytes(largest[path] - 1))
+        self.assertLessEqual(site.memory.held, site.limits.bodies_bytes)
+        shown = self.deployment.manager.metrics.registry.get_sample_value(
+            "elkeid_manager_bodies_bytes", {"where": "memory"}
+        )
+        self.assertEqual(shown, site.memory.held)
+        self.deployment.login()
+        for connection in stalled:
+            connection.lose()
+        self.assertEqual(site.memory.held, 0)
+
+    def upload_works(self) -> bool:
+        """Whether a gateway's file is taken."""
+        client = self.deployment.network.client(Credentials(AK, SK))
+        port = self.deployment.settings.manager.port
+        url = f"http://127.0.0.1:{port}/api/v6/shared/Upload"
+        body = form(b"content", md5(b"content").hexdigest())
+        reply = self.deployment.network.run(client.call("POST", url, body, headers=FORM))
+        return bool(reply.status == 200)
 
     def test_pages(self) -> None:
         """No list gives more than a page of bounded size; absurd numbers are code 5."""

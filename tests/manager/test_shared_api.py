@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from elkeid.manager import shared_api
 from elkeid.manager.store.uploads import uploads_bytes
+from elkeid.web.bodies import BodyRoom
 from elkeid.web.client import Credentials, Reply
 from elkeid.web.multipart import boundary_of, read_form
 from elkeid.web.refusals import ParameterInvalid
@@ -162,14 +163,15 @@ class UploadTests(_Case):
         """All bodies on disk share a budget, and one that breaks off gives its part back."""
         site: Any = self.deployment.network.ports[self.deployment.settings.manager.port]
         raws = [RawConnection(site) for _ in range(4)]
-        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nContent-Length: {300 << 20}\r\n\r\n"
-        answers = [raw.send(head.encode()) for raw in raws]
+        site.disk = BodyRoom(1 << 20, 1 << 19)
+        head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nContent-Length: {140 << 10}\r\n\r\n"
+        answers = [raw.send(head.encode() + b"x" * (130 << 10)) for raw in raws]
         self.assertEqual([b" 503 " in answer for answer in answers], [False] * 3 + [True])
         for raw in raws:
             raw.lose()
-        self.assertEqual(site.spooled, 0)
+        self.assertEqual(site.disk.held, 0)
         self.stored(b"x")
-        self.assertEqual(site.spooled, 0)
+        self.assertEqual(site.disk.held, 0)
 
     def test_a_start_removes_what_a_crash_left(self) -> None:
         """Files that nobody noted go; those that are noted stay."""

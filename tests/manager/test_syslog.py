@@ -90,7 +90,9 @@ class SyslogTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = DatagramReactor()
         self.registry = CollectorRegistry()
-        self.metrics = ManagerMetrics(self.registry, lambda: 0, lambda: 0, dict, lambda: 0)
+        self.metrics = ManagerMetrics(
+            self.registry, lambda: 0, lambda: 0, dict, lambda: 0, bodies=dict
+        )
 
     def syslog(self, url: str) -> AuditSyslog:
         """Started."""

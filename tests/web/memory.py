@@ -125,9 +125,9 @@ class MemoryNetwork:
 class RawConnection:
     """Bytes to and from a site."""
 
-    def __init__(self, site: FaceSite) -> None:
-        self.channel: Any = site.buildProtocol(PEER)
-        self.wire = StringTransport(peerAddress=PEER)
+    def __init__(self, site: FaceSite, peer: Any = PEER) -> None:
+        self.channel: Any = site.buildProtocol(peer)
+        self.wire = StringTransport(peerAddress=peer)
         self.channel.makeConnection(self.wire)
 
     def send(self, data: bytes) -> bytes:

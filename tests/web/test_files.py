@@ -112,17 +112,29 @@ class SpoolTests(_Case):
             answer = raw.send(body[start : start + 7_001])
         self.assertIn(b" 200 ", answer)
         self.assertEqual(self.files.bodies, [(90_000, sha256(body).hexdigest(), body)])
-        self.assertEqual((self.site.spooled, self.site.held), (0, 0))
+        self.assertEqual((self.site.disk.held, self.site.memory.held), (0, 0))
 
     def test_limits(self) -> None:
         """One too large is 413; beyond what all may take together it is 503."""
         self.assertIn(b" 413 ", self.connection().send(self.post(100_001)))
         raws = [self.connection() for _ in range(3)]
-        answers = [raw.send(self.post(90_000)) for raw in raws]
+        answers = [raw.send(self.post(90_000) + b"x" * 89_999) for raw in raws]
         self.assertEqual([b" 503 " in each for each in answers], [False, False, True])
         for raw in raws:
             raw.lose()
-        self.assertEqual(self.site.spooled, 0)
+        self.assertEqual(self.site.disk.held, 0)
+
+    def test_announcements_hold_nothing(self) -> None:
+        """Who announces a body and sends nothing takes no room, and opens no file."""
+        opened: list[Path] = []
+        begin = Spool.__init__
+        self.patch(Spool, "__init__", lambda spool, d: (opened.append(d), begin(spool, d))[1])
+        raws = [self.connection() for _ in range(30)]
+        for raw in raws:
+            self.assertEqual(raw.send(self.post(100_000)), b"")
+        self.assertEqual((self.site.disk.held, opened), (0, []))
+        self.assertIn(b" 200 ", self.connection().send(self.post(10) + b"x" * 10))
+        self.assertEqual((self.site.disk.held, len(opened)), (0, 1))
 
     def test_slow_bodies_have_their_own_time(self) -> None:
         """A large body may take longer than other requests, and no longer than that."""
@@ -138,7 +150,7 @@ class SpoolTests(_Case):
     def test_no_room(self) -> None:
         """A disk that takes nothing costs the request, not the process."""
         self.site.spool_dir = Path("/nonexistent")
-        self.assertIn(b" 503 ", self.connection().send(self.post(10)))
+        self.assertIn(b" 503 ", self.connection().send(self.post(10) + b"x"))
         self.site.spool_dir = Path(tempfile.gettempdir())
 
         def full(self: Spool, data: bytes) -> int:
@@ -146,7 +158,7 @@ class SpoolTests(_Case):
 
         self.patch(Spool, "write", full)
         self.assertIn(b" 503 ", self.connection().send(self.post(10) + b"x" * 10))
-        self.assertEqual(self.site.spooled, 0)
+        self.assertEqual(self.site.disk.held, 0)
 
     def test_a_face_needs_a_folder(self) -> None:
         """A face with such a route and no folder for it is not made."""

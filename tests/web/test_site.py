@@ -67,7 +67,7 @@ class SiteTests(SynchronousTestCase):
             post(ITEM, b"Content-Length: 12", path=b"/x/item/"),
         ]:
             self.assertIn(b'"data":["n",[]]', client.send(request))
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
 
     def test_announced_too_large(self) -> None:
         """A body that is announced too large is refused before any of it is read."""
@@ -78,7 +78,7 @@ class SiteTests(SynchronousTestCase):
         client.send(b"x" * 600)
         self.assertTrue(client.wire.disconnecting)
         self.assertEqual(self.sample.handlers.routes.declared[1].limit, 100)
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
 
     def test_refused_sender_gets_no_continue(self) -> None:
         """One that asks before it sends is told no, and nothing after that."""
@@ -112,7 +112,7 @@ class SiteTests(SynchronousTestCase):
             client = self.connect()
             self.refusal(client.send(request), 413)
             client.lose()
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
 
     def test_every_split(self) -> None:
         """However the bytes arrive, the answer is the same."""
@@ -128,7 +128,7 @@ class SiteTests(SynchronousTestCase):
                 self.assertIn(expected, answer)
                 self.assertEqual(answer.count(b"HTTP/1.1"), 1)
                 client.lose()
-                self.assertEqual((self.site.held, self.timers()), (0, []))
+                self.assertEqual((self.site.memory.held, self.timers()), (0, []))
 
     def test_cut_anywhere(self) -> None:
         """A client may vanish after any byte; nothing of it stays."""
@@ -137,20 +137,47 @@ class SiteTests(SynchronousTestCase):
             client = self.connect()
             client.send(request[:cut])
             client.lose()
-            self.assertEqual((self.site.held, self.timers()), (0, []))
+            self.assertEqual((self.site.memory.held, self.timers()), (0, []))
         self.assertEqual(len(self.site.channels), 0)
 
     def test_all_bodies_together(self) -> None:
         """Bodies under way share one budget: beyond it newcomers are told to come later."""
         first, second = self.connect(), self.connect()
-        first.send(post(b"x" * 10, b"Content-Length: 90"))
+        first.send(post(b"x" * 80, b"Content-Length: 90"))
         self.refusal(second.send(post(b"", b"Content-Length: 90")), 503)
         second.lose()
         first.lose()
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
         third = self.connect()
         self.assertIn(b" 400 ", third.send(post(b"x" * 90, b"Content-Length: 90")))
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
+
+    def test_full_in_the_middle(self) -> None:
+        """A body for which the others leave no room is refused where that shows."""
+        first, second = self.connect(), self.connect()
+        for client in (first, second):
+            self.assertEqual(client.send(post(b"x" * 50, b"Content-Length: 90")), b"")
+        self.assertEqual(first.send(b"x" * 39), b"")
+        self.refusal(second.send(b"x" * 39), 503)
+        self.assertEqual(self.site.memory.held, 89)  # what it had sent is let go at once
+        self.assertIn(b" 400 ", first.send(b"x"))
+        self.assertEqual(self.site.memory.held, 0)
+
+    def test_announcements_hold_nothing(self) -> None:
+        """Who announces and sends nothing takes no room, and is closed after a while."""
+        clients = [self.connect() for _ in range(3)]
+        for client in clients:
+            self.assertEqual(client.send(post(b"", b"Content-Length: 100")), b"")
+        self.assertEqual(self.site.memory.held, 0)
+        self.clock.advance(self.limits.idle_seconds + 0.1)
+        self.assertEqual([each.wire.disconnecting for each in clients], [True] * 3)
+
+    def test_refusals_before_the_end_are_counted(self) -> None:
+        """What is refused while its body is under way counts among the answers of its route."""
+        seen: list[tuple[str, int]] = []
+        self.sample.api.observe = lambda route, status: seen.append((route.path, status))
+        self.connect().send(post(b"", b"Content-Length: 999"))
+        self.assertEqual(seen, [("/x/item", 413)])
 
     def test_no_http(self) -> None:
         """What is no HTTP, or has headers beyond reason, gets 400 and is disconnected."""
@@ -232,7 +259,7 @@ class SiteTests(SynchronousTestCase):
             oldest.lose()
         self.assertFalse(used.wire.disconnecting)
         self.assertEqual((len(self.site.channels), len(self.site.silent)), (3, 0))
-        self.assertEqual(self.site.held, 0)
+        self.assertEqual(self.site.memory.held, 0)
 
     def test_close(self) -> None:
         """Closing a site ends idle connections now and busy ones after their answer."""
@@ -295,9 +322,9 @@ def test_any_bytes(pieces: list[bytes]) -> None:
     client = RawConnection(site)
     for piece in pieces:
         client.send(piece)
-        assert site.held <= 1000  # what a request for no route of ours may announce here
+        assert site.memory.held <= sum(map(len, pieces))
     client.lose()
-    assert site.held == 0
+    assert site.memory.held == 0
     assert network.clock.getDelayedCalls() == []
 
 
