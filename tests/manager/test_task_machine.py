@@ -5,6 +5,7 @@ transactions. A model beside them remembers what agents were really sent and whi
 ended.
 """
 
+import itertools
 import shutil
 import tempfile
 from collections import Counter
@@ -27,7 +28,7 @@ from elkeid.manager.documents import Source
 from elkeid.manager.filter import EVERYTHING
 from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.results import apply_results
-from elkeid.manager.store.schema import agent, subtask, task, task_resend
+from elkeid.manager.store.schema import agent, subtask, task, task_job, task_resend
 from elkeid.manager.store.sqlite import SqliteDatabase
 from elkeid.manager.store.task_rows import (
     CANCELLED,
@@ -49,6 +50,7 @@ from elkeid.manager.store.task_work import (
     end_waiting,
     expired_slices,
     note_done,
+    outlooks,
     renew_leases,
     returned_agents,
     take_over,
@@ -103,11 +105,15 @@ class Tasks(RuleBasedStateMachine):
         self.sent: Counter[str] = Counter()  # agent id -> commands that may have reached it
         self.tokens: dict[str, set[str]] = {}
         self.ended: dict[str, str] = {}
+        self.returns = True
 
     def teardown(self) -> None:
-        """However it went, it can be brought to its end."""
+        """However it went, it can be brought to its end, or comes to it by itself."""
         try:
-            self.finish()
+            if self.returns:
+                self.finish()
+            else:
+                self.wait_for_the_end()
         finally:
             self.database.close()
             shutil.rmtree(self.folder)
@@ -117,9 +123,10 @@ class Tasks(RuleBasedStateMachine):
         with self.database.writing() as connection:
             return query(connection, *args, **more)
 
-    @initialize(resends=st.integers(0, 2))
-    def create(self, resends: int) -> None:
+    @initialize(resends=st.integers(0, 2), returns=st.booleans())
+    def create(self, resends: int, returns: bool) -> None:
         """A task for everyone."""
+        self.returns = returns
         source = Source("127.0.0.1", 6752)
         self.write(apply_reports, source, [report(f"a{n}") for n in range(AGENTS)])
         new = NewTask(
@@ -190,6 +197,7 @@ class Tasks(RuleBasedStateMachine):
         """Take some; agents that came back first."""
         self.slices += 1
         returned, _ = self.write(returned_agents, self.number, "", 10)
+        given_up = self.waiting_too_long()
         claimant = Claimant(owner=who, lease_seconds=LEASE, drop_hosts=5, drop_seconds=600)
         claimed = self.write(
             claim,
@@ -201,9 +209,25 @@ class Tasks(RuleBasedStateMachine):
             now=self.now,
             returned=returned,
         )
+        assert not given_up & {order.agent_id for order in claimed.orders}
         if claimed.slice_id is not None:
             orders = list(claimed.orders)
             self.memory[who].append(Held(claimed.slice_id, orders, [], len(orders)))
+
+    def waiting_too_long(self) -> set[str]:
+        """Agents that were waited for until the deadline."""
+        with self.database.reading() as connection:
+            return set(
+                connection.execute(
+                    select(subtask.c.agent_id)
+                    .join_from(subtask, task_job, subtask.c.job == task_job.c.number)
+                    .where(
+                        subtask.c.status == CREATED,
+                        subtask.c.due.is_not(None),
+                        task_job.c.deadline < self.now,
+                    )
+                ).scalars()
+            )
 
     @rule(who=managers, verdict=st.sampled_from(Verdict))
     def send(self, who: str, verdict: Verdict) -> None:
@@ -363,6 +387,44 @@ class Tasks(RuleBasedStateMachine):
         assert set(states.values()) <= FINAL
         assert SUCCEED not in states.values()
         assert CREATED not in states.values()
+
+    def wait_for_the_end(self) -> None:
+        """Nobody comes back, no gateway takes anything: past the deadline all is final."""
+        if not hasattr(self, "number"):
+            return
+        self.resume()
+        self.run(AGENTS)
+        end = self.now + WAIT_SECONDS + RESULT_SECONDS
+        verdicts = itertools.cycle((Verdict.NOT_SENT, Verdict.UNSURE))
+        while self.now <= end + LEASE:
+            # The first looks before it sends, the second while it sends.
+            for looks in (True, False):
+                self.claim("one", AGENTS)
+                if looks:
+                    self.tidy_up()
+                while any(held.orders for held in self.memory["one"]):
+                    self.send("one", next(verdicts))
+                self.time_passes(5.0)
+                for who in self.memory:
+                    self.note(who)
+                self.take_over()
+                self.time_passes(125.0)
+        self.take_over()
+        self.tidy_up()
+        row, states, _ = self.look()
+        assert set(states.values()) <= FINAL, states
+        assert row.status in ("finished", CANCELLED), (row, states)
+        assert not row.open
+
+    def tidy_up(self) -> None:
+        """As often as there is something to tidy up, as the engine decides it."""
+        for outlook in self.write(outlooks, self.now, 10):
+            for _ in range(AGENTS):
+                if outlook.has_late:
+                    self.write(end_late, self.number, self.now, limit=3)
+                if outlook.has_expired:
+                    self.write(end_waiting, self.number, self.now, limit=3)
+                self.write(cancel_subtasks, self.number, self.now)
 
 
 TestTasks = Tasks.TestCase

@@ -9,7 +9,7 @@ the leases of all its slices; what is ``running`` in a slice whose lease has end
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -64,6 +64,7 @@ SCAN: Final = 5_000
 
 NO_ANSWER: Final = "Timeout waiting for agent response"
 NEVER_CONNECTED: Final = "its agent was not connected before the deadline"
+TOO_LATE: Final = "the deadline has passed"
 NO_BASE: Final = "no config is stored for this host: what it runs would be unloaded"
 NOTHING_LEFT: Final = "nothing would be left in its config: every plugin would be unloaded"
 LEASE_LOST: Final = "the Manager that was sending it stopped before it noted the outcome"
@@ -163,12 +164,16 @@ def claim(
     mine = select(of.agent_id, of.token, of.sends, of.tries, of.job, of.due).where(
         of.task == number, of.status == CREATED
     )
-    due = mine.where(of.due.between(0, now)).order_by(of.due).limit(limit)
+    waited = mine  # for nobody beyond a deadline, however late this look is
+    late = _late_jobs(number, now)
+    if connection.execute(late.limit(1)).first() is not None:
+        waited = mine.where(of.job.not_in(late))
+    due = waited.where(of.due.between(0, now)).order_by(of.due).limit(limit)
     found: list[tuple[Any, int | None]] = [(row, row.job) for row in _candidates(connection, due)]
     room = limit - len(found)
     if returned and room > 0:
         some = list(returned)[: min(room, IDS_PER_STATEMENT)]
-        back = mine.where(of.due == AWAY, of.agent_id.in_(some))
+        back = waited.where(of.due == AWAY, of.agent_id.in_(some))
         found += [(row, row.job) for row in _candidates(connection, back)]
     found += _fresh(connection, number, mine, limit - len(found))
     here = [(row, job) for row, job in found if row.connected and row.source_ip is not None]
@@ -190,6 +195,11 @@ def claim(
     locked.save(connection)
     more = len(found) >= limit and not locked.get("paused")
     return Claim(slice_id if orders else None, orders, more)
+
+
+def _late_jobs(number: int, now: float) -> Select[Any]:
+    """The runs of a task whose deadline has passed."""
+    return select(task_job.c.number).where(task_job.c.task == number, task_job.c.deadline < now)
 
 
 def _fresh(
@@ -432,20 +442,21 @@ def note_done(
     if locked is None:
         return noted
     by_id = {each.order.agent_id: each for each in done}
-    still: list[str] = []
+    still: list[Any] = []
     for some in sliced(list(by_id)):
         still += connection.execute(
-            select(subtask.c.agent_id).where(
+            select(subtask.c.agent_id, subtask.c.job).where(
                 subtask.c.task == number,
                 is_among(connection, subtask.c.agent_id, some),
                 subtask.c.status == RUNNING,
                 subtask.c.slice == slice_id,
             )
-        ).scalars()
+        )
     noted.applied, noted.superseded = len(still), len(done) - len(still)
-    changes = _Changes(locked)
-    for agent_id in still:
-        changes.decide(by_id[agent_id])
+    back = any(each.verdict in (Verdict.NOT_SENT, Verdict.UNSURE) for each in done)
+    changes = _Changes(locked, _late_of(connection, locked) if back else frozenset())
+    for row in still:
+        changes.decide(by_id[row.agent_id], row.job)
     changes.write(connection)
     noted.resends = len(changes.resends)
     if ended:
@@ -468,18 +479,29 @@ def _in_slice(number: int, slice_id: str) -> tuple[Any, ...]:
     return of.task == number, of.status == RUNNING, of.due.is_(None), of.slice == slice_id
 
 
+def _late_of(connection: Connection, locked: LockedTask) -> frozenset[int]:
+    """The runs of a task whose deadline has passed."""
+    return frozenset(connection.execute(_late_jobs(locked.number, locked.now)).scalars())
+
+
 @define
 class _Changes:
-    """Subtasks by the state they go to from ``running``, with what is written beside it."""
+    """Subtasks by the state they go to from ``running``, with what is written beside it.
+
+    None goes back to ``created`` once the deadline of its run has passed: nobody looks there any
+    more for what is to be given up.
+    """
 
     locked: LockedTask
+    late: frozenset[int]  # runs whose deadline has passed
     groups: dict[tuple[str, float | None, str | None, str | None], list[str]] = Factory(
         lambda: defaultdict(list)
     )
     unsent: list[str] = Factory(list)
     resends: list[dict[str, Any]] = Factory(list)
+    waiting: set[int] = Factory(set)  # runs that something of goes back to `created`
 
-    def decide(self, done: Done) -> None:
+    def decide(self, done: Done, job: int | None) -> None:
         """Say where one subtask goes."""
         row, now, order = self.locked.row, self.locked.now, done.order
         gone = row.status == CANCELLED
@@ -491,12 +513,20 @@ class _Changes:
                 self._fail(done)
             elif gone:
                 self.groups[CANCELLED, None, done.reason, done.response].append(order.agent_id)
+            elif job in self.late:
+                self._too_late(order.agent_id, done.reason, done.response)
             else:
                 self.unsent.append(order.agent_id)
-                due = now + done.pause
-                self.groups[CREATED, due, done.reason, done.response].append(order.agent_id)
+                self._back(order.agent_id, job, now + done.pause, done.reason, done.response)
         elif done.verdict is Verdict.UNSURE and order.sends < self._resends() and not gone:
-            self.resend(order.agent_id, order.sends + 1, done.reason, now + done.pause)
+            self.resend(
+                order.agent_id,
+                job,
+                sends=order.sends + 1,
+                reason=done.reason,
+                due=now + done.pause,
+                response=done.response,
+            )
         else:
             self._fail(done)
 
@@ -510,9 +540,34 @@ class _Changes:
     def _fail(self, done: Done) -> None:
         self.groups[FAILED, None, done.reason, done.response].append(done.order.agent_id)
 
-    def resend(self, agent_id: str, sends: int, reason: str, due: float) -> None:
-        """Let a subtask be sent again that may have been sent before, and note why."""
-        self.groups[CREATED, due, f"sent again: {reason}", None].append(agent_id)
+    def _too_late(self, agent_id: str, reason: str, response: str | None) -> None:
+        self.groups[FAILED, None, f"{reason}; {TOO_LATE}", response].append(agent_id)
+
+    def _back(
+        self, agent_id: str, job: int | None, due: float, reason: str, response: str | None
+    ) -> None:
+        self.groups[CREATED, due, reason, response].append(agent_id)
+        if job is not None:
+            self.waiting.add(job)
+
+    def resend(
+        self,
+        agent_id: str,
+        job: int | None,
+        *,
+        sends: int,
+        reason: str,
+        due: float,
+        response: str | None = None,
+    ) -> None:
+        """Let a subtask be sent again that may have been sent before, and note why.
+
+        Past its deadline it has failed instead.
+        """
+        if job in self.late:
+            self._too_late(agent_id, reason, response)
+            return
+        self._back(agent_id, job, due, f"sent again: {reason}", None)
         self.resends.append(
             {
                 "task": self.locked.number,
@@ -547,6 +602,13 @@ class _Changes:
             )
         if self.resends:
             connection.execute(insert(task_resend), self.resends)
+        for some in sliced(sorted(self.waiting)):
+            # A Manager whose clock is ahead may have given up what else waited.
+            connection.execute(
+                update(task_job)
+                .where(task_job.c.number.in_(some), task_job.c.expired.is_(True))
+                .values(expired=False)
+            )
 
 
 def renew_leases(
@@ -608,15 +670,17 @@ def take_over(connection: Connection, slice_id: str, number: int, now: float) ->
     ).scalar()
     if lease is None or lease >= now:
         return 0
-    changes = _Changes(locked)
+    changes = _Changes(locked, _late_of(connection, locked))
     rows = connection.execute(
-        select(subtask.c.agent_id, subtask.c.sends).where(*_in_slice(number, slice_id))
+        select(subtask.c.agent_id, subtask.c.job, subtask.c.sends).where(
+            *_in_slice(number, slice_id)
+        )
     ).all()
     for row in rows:
         if locked.row.quick or locked.row.status == CANCELLED or row.sends >= LOST_SENDS:
             changes.groups[FAILED, None, LEASE_LOST, None].append(row.agent_id)
         else:
-            changes.resend(row.agent_id, row.sends, LEASE_LOST, now)
+            changes.resend(row.agent_id, row.job, sends=row.sends, reason=LEASE_LOST, due=now)
     changes.write(connection)
     connection.execute(delete(task_slice).where(task_slice.c.slice_id == slice_id))
     locked.save(connection)
@@ -665,41 +729,42 @@ def returned_agents(
 
 def end_late(connection: Connection, number: int, now: float, limit: int) -> int:
     """Give up answers that are late; returns how many."""
-    return _give_up(
-        connection,
-        number,
-        now,
-        lambda: (
-            select(subtask.c.agent_id)
-            .where(
-                subtask.c.task == number,
-                subtask.c.status == SUCCEED,
-                subtask.c.due.between(0, now),
-            )
-            .limit(limit)
-        ),
-        (SUCCEED, RESULT_FAILED, NO_ANSWER),
-    )
+    locked = lock_task(connection, number, now, skip_locked=True)
+    if locked is None:
+        return 0
+    ids = connection.execute(
+        select(subtask.c.agent_id)
+        .where(
+            subtask.c.task == number,
+            subtask.c.status == SUCCEED,
+            subtask.c.due.between(0, now),
+        )
+        .limit(limit)
+    ).scalars()
+    return _give_up(connection, locked, (SUCCEED, RESULT_FAILED), {NO_ANSWER: ids.all()})
 
 
 def end_waiting(connection: Connection, number: int, now: float, limit: int) -> int:
-    """Give up agents that did not come back before their run's deadline; returns how many."""
-
-    def late() -> Any:
-        jobs = select(task_job.c.number).where(task_job.c.task == number, task_job.c.deadline < now)
-        return (
-            select(subtask.c.agent_id)
-            .where(
-                subtask.c.task == number,
-                subtask.c.status == CREATED,
-                subtask.c.due >= AWAY,
-                subtask.c.job.in_(jobs),
-            )
-            .limit(limit)
+    """Give up what could not be sent before its run's deadline; returns how many."""
+    locked = lock_task(connection, number, now, skip_locked=True)
+    if locked is None:
+        return 0
+    rows = connection.execute(
+        select(subtask.c.agent_id, subtask.c.due, subtask.c.status_msg)
+        .where(
+            subtask.c.task == number,
+            subtask.c.status == CREATED,
+            subtask.c.due >= AWAY,
+            subtask.c.job.in_(_late_jobs(number, now)),
         )
-
-    given_up = _give_up(connection, number, now, late, (CREATED, FAILED, NEVER_CONNECTED))
-    if given_up < limit:
+        .limit(limit)
+    ).all()
+    reasons = defaultdict[str, list[str]](list)
+    for row in rows:
+        tried = row.due != AWAY and row.status_msg
+        reasons[f"{row.status_msg}; {TOO_LATE}" if tried else NEVER_CONNECTED].append(row.agent_id)
+    if len(rows) < limit:
+        # Nothing more of these runs waits; what comes back to waiting says so itself.
         connection.execute(
             update(task_job)
             .where(
@@ -709,27 +774,26 @@ def end_waiting(connection: Connection, number: int, now: float, limit: int) -> 
             )
             .values(expired=True)
         )
-    return given_up
+    return _give_up(connection, locked, (CREATED, FAILED), reasons)
 
 
 def _give_up(
     connection: Connection,
-    number: int,
-    now: float,
-    late: Callable[[], Any],
-    change: tuple[str, str, str],
+    locked: LockedTask,
+    move: tuple[str, str],
+    reasons: Mapping[str, Sequence[str]],
 ) -> int:
-    locked = lock_task(connection, number, now, skip_locked=True)
-    if locked is None:
-        return 0
-    before, after, message = change
-    ids = connection.execute(late()).scalars().all()
-    locked.set_subtasks(
-        connection, ids, status=after, due=None, status_msg=message, update_time=int(now)
-    )
-    locked.move(before, after, len(ids))
+    """End subtasks, by why; returns how many."""
+    before, after = move
+    count = 0
+    for reason, ids in reasons.items():
+        locked.set_subtasks(
+            connection, ids, status=after, due=None, status_msg=reason, update_time=int(locked.now)
+        )
+        locked.move(before, after, len(ids))
+        count += len(ids)
     locked.save(connection)
-    return len(ids)
+    return count
 
 
 @frozen
