@@ -225,7 +225,7 @@ def add_subtasks(
         locked.values["selected_upto"] = ids[-1]
     if last:
         locked.values["selecting"] = False
-        if 0 < approval_hosts < locked.get("id_count"):
+        if not locked.row.approval and 0 < approval_hosts < locked.get("id_count"):
             locked.values["approval"] = WAITING
     locked.save(connection)
     return True
