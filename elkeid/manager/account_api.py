@@ -134,9 +134,10 @@ class AccountRoutes:
         asked = call.body
         networks = checked_networks(asked.source_ip_list) or []
         try:
-            await self._accounts.add(
-                asked.username, asked.password, asked.level, asked.avatar, networks
-            )
+            with self._logins.turn(call.peer):
+                await self._accounts.add(
+                    asked.username, asked.password, asked.level, asked.avatar, networks
+                )
         except PasswordRefused as error:
             raise CodedRefusal(PARAM_INVALID, str(error)) from error
         except NameTaken as error:

@@ -8,7 +8,7 @@ from elkeid.manager.access import Access, Identity, check_username
 from elkeid.manager.filter import compiled, pattern_at
 from elkeid.manager.passwords import PasswordRefused, Passwords, check_new_password
 from elkeid.manager.roles import ADMINS
-from elkeid.manager.store.store import Store
+from elkeid.manager.store.store import Store, StoreBusy
 from elkeid.manager.store.users import (
     USERS_LIMIT,
     LastAdmin,
@@ -61,6 +61,7 @@ class Accounts:
     ) -> None:
         self._store, self._passwords, self._access = store, passwords, access
         self._wall, self._settings = wall, settings
+        self._changing: set[int] = set()  # users whose new password is being looked at
 
     async def add(
         self, username: str, password: str, level: int, avatar: str, networks: Sequence[str]
@@ -167,9 +168,20 @@ class Accounts:
 
         Raises:
             PasswordRefused: it is too weak, or was used before.
+            StoreBusy: another change of the same user is under way, or too many passwords wait.
         """
         user = identity.user
         check_new_password(user.username, password, self._settings.password_characters)
+        if user.id in self._changing:
+            raise StoreBusy("the password is being changed already; try again")
+        self._changing.add(user.id)
+        try:
+            await self._change_password(identity, password)
+        finally:
+            self._changing.discard(user.id)
+
+    async def _change_password(self, identity: Identity, password: str) -> None:
+        user = identity.user
         history = self._settings.password_history
         if history:
             older = await self._store.read(old_passwords, user.id, history - 1)

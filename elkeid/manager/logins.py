@@ -56,8 +56,8 @@ nothing, so they may be many, and the one that began the wait is in the log anyw
 TURNED_AWAY_BURST = 10.0
 
 CHECKS_PER_ADDRESS = 10
-"""Passwords of logins from one address that wait for their check: a fifth of all that may, so that
-a flood from there, of whatever names, holds up others by two seconds at most."""
+"""Passwords from one address, of logins or new ones, that wait for their check: a fifth of all that
+may, so that a flood from there, of whatever names, holds up others by two seconds at most."""
 
 WRONG = "verify password failed"
 
@@ -208,15 +208,26 @@ class Logins:
             reason = "this user may not log in from this address"
             await self._turn_away(call, typed.username, ADDRESS_NOT_ALLOWED, reason, user)
             raise LoginRefused(ADDRESS_NOT_ALLOWED, reason, "network")
-        if self._under_way[keys.address] >= CHECKS_PER_ADDRESS:
-            raise StoreBusy("too many logins at once from this address; try again")
-        with self._counting(keys.pair), self._counting(keys.address):
+        with self.turn(call.peer), self._counting(keys.pair):
             stored = None if user is None else user.password
             right = await self._passwords.verify(stored, typed.password)
         if user is None or not right:
             await self._failed(call, typed.username, AUTH_FAILED, WRONG, user)
             raise LoginRefused(AUTH_FAILED, WRONG, "refused")
         return user
+
+    @contextmanager
+    def turn(self, peer: str) -> Iterator[None]:
+        """Let an address wait for the check or the hash of a password, among its others.
+
+        Raises:
+            StoreBusy: `CHECKS_PER_ADDRESS` wait already.
+        """
+        address = address_of(peer)
+        if self._under_way[address] >= CHECKS_PER_ADDRESS:
+            raise StoreBusy("too many logins at once from this address; try again")
+        with self._counting(address):
+            yield
 
     @contextmanager
     def _counting(self, key: str) -> Iterator[None]:

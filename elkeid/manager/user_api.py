@@ -213,7 +213,8 @@ class UserRoutes:
         elif self._require_old_password:
             raise CodedRefusal(PARAM_INVALID, "old_password: required here")
         try:
-            await self._accounts.change_password(call.identity, call.body.password)
+            with self._logins.turn(call.peer):
+                await self._accounts.change_password(call.identity, call.body.password)
         except PasswordRefused as error:
             raise CodedRefusal(PARAM_INVALID, str(error)) from error
         return "ok"

@@ -3,9 +3,12 @@
 import threading
 from typing import Any
 
+import msgspec
 import pytest
+from twisted.internet.defer import Deferred
 
-from elkeid.manager.passwords import PasswordRefused, check_new_password
+from elkeid.manager.logins import CHECKS_PER_ADDRESS
+from elkeid.manager.passwords import WAITING_LIMIT, PasswordRefused, check_new_password
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.users import (
@@ -18,6 +21,7 @@ from elkeid.manager.store.users import (
 )
 
 from .deployment import PASSWORD
+from .stores import HeldThreads
 from .test_logins import NEW, Case
 
 UPDATE, DELETE = "/api/v1/user/update", "/api/v1/user/del"
@@ -115,6 +119,61 @@ class ChangeTests(AccountCase):
     def test_unknown(self) -> None:
         """Code 10, as consoles know it."""
         self.assertEqual(self.ask(UPDATE, {"username": "nobody", "level": 1})["code"], 10)
+
+
+class PasswordFloodTests(AccountCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.threads = HeldThreads()
+        self.patch(self.deployment.manager.access._passwords, "_threads", self.threads)
+
+    def begin(self, path: str, body: Any, token: str | None = None) -> Deferred[Any]:
+        """A POST whose answer is not waited for."""
+        url = f"http://127.0.0.1:{self.deployment.settings.manager.port}{path}"
+        work = self.deployment._exchange(
+            "POST", url, self.deployment.bearing(token), msgspec.json.encode(body)
+        )
+        asked = Deferred.fromCoroutine(work)
+        self.deployment.network.flush()
+        return asked
+
+    def end(self) -> None:
+        """Do all the work there is."""
+        while self.threads.waiting:
+            self.threads.go()
+            self.deployment.network.flush()
+
+    def test_many_changes_at_once(self) -> None:
+        """A user has one change under way: more are code 7, and nobody's login is shut out."""
+        body = {"username": "admin", "password": NEW}
+        asked = [
+            self.begin("/api/v1/user/resetPassword", body, self.admin) for _ in range(WAITING_LIMIT)
+        ]
+        refused = [self.successResultOf(each) for each in asked[1:]]
+        self.assertEqual({(each.status, each.json["code"]) for each in refused}, {(503, 7)})
+        self.assertEqual(len(self.threads.waiting), 1)
+        first = self.deployment.first_password()
+        login = self.begin("/api/v1/user/login", {"username": "admin", "password": first})
+        self.end()
+        self.assertEqual(self.successResultOf(login).json["code"], 0)
+        self.assertEqual(self.successResultOf(asked[0]).json["code"], 0)
+        again = self.begin("/api/v1/user/resetPassword", {**body, "password": NEW * 2}, self.admin)
+        self.end()
+        self.assertEqual(self.successResultOf(again).json["code"], 0)
+
+    def test_many_new_users_at_once(self) -> None:
+        """They are hashed among the logins from that address, of which only so many may wait."""
+        asked = [
+            self.begin(MAKE, {"username": f"u{n}", "password": PASSWORD, "level": 3}, self.admin)
+            for n in range(CHECKS_PER_ADDRESS + 1)
+        ]
+        self.assertEqual(self.successResultOf(asked.pop()).json["code"], 7)
+        self.come_from("10.0.0.8")
+        login = self.begin("/api/v1/user/login", {"username": "nobody", "password": PASSWORD})
+        self.end()
+        self.assertEqual(self.successResultOf(login).json["code"], 1)
+        for each in asked:
+            self.assertEqual(self.successResultOf(each).json["code"], 0)
 
 
 class DeleteTests(AccountCase):
