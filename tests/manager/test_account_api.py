@@ -116,6 +116,20 @@ class ChangeTests(AccountCase):
         refused = self.ask(UPDATE, {"username": "second", "level": 1}, token=second)
         self.assertIn("last administrator", refused["data"])
 
+    def test_what_stays_as_it_was(self) -> None:
+        """A change to the same level and networks ends no token; one of the networks does."""
+        token = self.deployment.add_user("alice", 3)
+        networks = ["127.0.0.0/8", "10.0.0.0/8"]
+        for asked in ([], networks):
+            self.ask(UPDATE, {"username": "alice", "source_ip_list": asked})
+            token = self.deployment.login("alice", PASSWORD)
+            for same in (asked, asked[::-1]):
+                body = {"username": "alice", "level": 3, "source_ip_list": same, "avatar": "b"}
+                self.assertEqual(self.ask(UPDATE, body)["data"], "ok")
+                self.assertEqual(self.status(token), 200)
+        self.ask(UPDATE, {"username": "alice", "source_ip_list": networks[:1]})
+        self.assertEqual(self.status(token), 401)
+
     def test_unknown(self) -> None:
         """Code 10, as consoles know it."""
         self.assertEqual(self.ask(UPDATE, {"username": "nobody", "level": 1})["code"], 10)

@@ -163,7 +163,8 @@ def change_user(
     connection.execute(update(user).where(user.c.id == found.id).values(values))
     if found.level == 0 and not has_level(connection, 0):
         raise LastAdmin
-    if level not in (None, found.level) or networks not in (None, found.networks):
+    moved = networks is not None and set(networks) != set(found.networks)
+    if moved or level not in (None, found.level):
         end_sessions(connection, found.id)
     return True
 
