@@ -4,7 +4,7 @@
 
 Starts every role in one process on loopback, as `make run` does, with simulated agents that send
 meanwhile, and calls one route after the other over a kept connection: first those that read, then
-in turn those that change something, each of which writes to the audit log twice. Logging in is
+those that change something, each of which writes to the audit log twice. Logging in is
 slow on purpose and is left out. The target is 10 ms at the 99th percentile. A run counts only if
 every answer is a success and all agents are there. PostgreSQL is a server of its own on loopback.
 """
@@ -158,16 +158,18 @@ def changes(operator: Operator, calls: int) -> dict[str, list[float]]:
         took.setdefault(path, []).append(milliseconds)
         return data
 
-    task = {"task": {"name": "driver", "data_type": 1, "data": ""}}
-    for number in range(calls):
-        tag = {"tag": f"bench-{number}", "id_list": [agent_id]}
+    task = {"task": {"name": "collector", "data_type": 5051, "data": ""}}
+    tags = [{"tag": f"bench-{number}", "id_list": [agent_id]} for number in range(calls)]
+    for tag in tags:  # a host has at most some tags
         change("/api/v1/agent/addTags", tag)
         change("/api/v1/agent/delTags", tag)
-        change("/api/v1/agent/quickTask/task", {"agent_id": agent_id, "command": task})
-        asked = {"id_list": [agent_id], "data": task}
-        task_id = change("/api/v1/agent/createTask/task", asked)["task_id"]
+    created = {"id_list": [agent_id], "data": task}
+    tasks = [change("/api/v1/agent/createTask/task", created)["task_id"] for _ in range(calls)]
+    for task_id in tasks:
         run = {"task_id": task_id, "action": "run", "run_number": 1, "concurrence": 1}
         change("/api/v1/agent/controlTask", run)
+    for _ in range(calls):
+        change("/api/v1/agent/quickTask/task", {"agent_id": agent_id, "command": task})
     return took
 
 

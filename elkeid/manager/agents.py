@@ -141,8 +141,12 @@ class AgentStatus:
 
         However far one goes, each step costs the same.
         """
-        ids = await self._store.search(ids_of_agents, test, after, limit)
+        ids = await self.following_ids(test, after, limit)
         return await self._store.read(shown_agents, ids) if ids else []
+
+    async def following_ids(self, test: Test, after: str, limit: int) -> list[str]:
+        """The ids of the next agents that satisfy a test, by id, from one id on."""
+        return await self._store.search(ids_of_agents, test, after, limit)
 
     async def find(self, agent_id: str) -> msgspec.Raw | None:
         """One agent's document."""

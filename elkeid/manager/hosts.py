@@ -98,14 +98,18 @@ class Hosts:
         Raises:
             TooManyHosts: more than `HOSTS_PER_CHANGE`.
         """
-        count = await self.count(test)
+        some = await self._agents.following_ids(test, "", HOSTS_PER_SLICE)
+        count = len(some) if len(some) < HOSTS_PER_SLICE else await self.count(test)
         if count > HOSTS_PER_CHANGE:
             raise TooManyHosts(
                 f"{count} hosts are selected, and one call changes {HOSTS_PER_CHANGE} at most: "
                 "select fewer"
             )
-        async for documents in self.documents(test):
-            yield [_id_of(each).agent_id for each in documents]
+        while some:
+            yield some
+            if len(some) < HOSTS_PER_SLICE:
+                return
+            some = await self._agents.following_ids(test, some[-1], HOSTS_PER_SLICE)
 
     async def count(self, test: Test) -> int:
         """How many hosts pass a test."""
