@@ -228,6 +228,19 @@ def _seconds(default: float, low: float, high: float) -> float:
     return field(default=default, validator=between(low, high, int, float))
 
 
+def _days_or_never(days: int) -> float:
+    days_at_least = between(86400, 10 * 365 * 86400, int, float)
+
+    def check(owner: Any, attribute: "Attribute[Any]", value: Any) -> None:
+        if type(value) is not int or value != 0:
+            try:
+                days_at_least(owner, attribute, value)
+            except ValueError as error:
+                raise ValueError(f"{error}, or 0 for never") from None
+
+    return field(default=days * 86400, validator=check)
+
+
 def _number(default: int, low: int, high: int) -> int:
     return field(default=default, validator=between(low, high, int))
 
@@ -341,6 +354,9 @@ class ManagerSettings:
     audit_syslog: str | None = field(default=None, validator=syslog_url)
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline
     kernel_quiet_seconds: float = _seconds(900, 60, 86400)  # without events: unprotected
+    # After that hosts are removed; 0: never.
+    retired_host_seconds: float = _days_or_never(30)
+    silent_host_seconds: float = _days_or_never(365)
     history_events: int = _number(100, 10, 10_000)  # kept of each host
     history_event_seconds: float = _seconds(90 * 86400, 3600, 10 * 365 * 86400)
     history_fine_seconds: float = _seconds(6 * 3600, 3 * 3600, 30 * 86400)  # figures of 5 minutes

@@ -322,7 +322,7 @@ class ManagerMetrics:
 
     Args:
         registry: where it is shown.
-        agents: gives the number of agents ever reported.
+        agents: gives the number of agents that are known.
         store_pending: gives the number of database queries in progress or waiting.
         skews: AC address -> its clock minus ours, seconds.
         ahead: gives by how much our clock is ahead of the time that was seen to pass, seconds.
@@ -353,8 +353,14 @@ class ManagerMetrics:
             ["path", "status"],
             registry=registry,
         )
-        Gauge("elkeid_manager_agents", "Agents ever reported", registry=registry).set_function(
+        Gauge("elkeid_manager_agents", "Agents that are known", registry=registry).set_function(
             agents
+        )
+        self.hosts_removed = Counter(
+            "elkeid_manager_hosts_removed",
+            "Hosts removed since they were gone for long, by reason",
+            ["reason"],
+            registry=registry,
         )
         Gauge(
             "elkeid_manager_store_pending",

@@ -46,6 +46,7 @@ from elkeid.manager.live_api import LiveRoutes
 from elkeid.manager.logins import Logins
 from elkeid.manager.news import CONFIG_PATH, TAGS_PATH, News
 from elkeid.manager.passwords import HASHER, Passwords
+from elkeid.manager.removal import HostRemoval
 from elkeid.manager.retention import Retention, Rule
 from elkeid.manager.shared_api import DownloadRoutes, UploadRoutes
 from elkeid.manager.store.backends import database_of
@@ -193,6 +194,7 @@ class ManagerRole:
                 Rule("tasks", manager.task_retention, self.tasks.forget_some),
                 Rule("entries of the audit log", manager.audit_seconds, self.audit.forget_some, 6),
                 *self.hosts.history.rules(),
+                *HostRemoval(self.store, self.metrics.hosts_removed, manager).rules(),
             ],
         )
         drops = DropGuard(wall, manager.drop_hosts, manager.drop_seconds)

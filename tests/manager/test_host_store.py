@@ -12,7 +12,7 @@ from elkeid.manager.figures import Figures, rolled_up
 from elkeid.manager.filter import EVERYTHING
 from elkeid.manager.protection import Protection
 from elkeid.manager.store.agent_pages import page_of_agents
-from elkeid.manager.store.agents import apply_reports, turn_offline
+from elkeid.manager.store.agents import apply_reports, disconnect, heard, turn_offline
 from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.engine import Database
 from elkeid.manager.store.figures import forget_figures, join_stretches, keep_rollups, rollups_of
@@ -47,8 +47,10 @@ def test_hosts_in_either_database(any_database: Database) -> None:
         with db.writing() as connection:
             apply_reports(connection, source, reports)
             watch.reported(connection, source, reports, 0.0)
+            heard(connection, {source: T + 10})
     over = figures.over(T + 10_000)
     with db.writing() as connection:
+        disconnect(connection, source, ["a1"])
         watch.left(connection, source, ["a1"])
         assert retag(connection, ["a1", "a2"], lambda old: old | {"x"}).changed == 2
         assert all_tags(connection) == ["x"]

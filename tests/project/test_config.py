@@ -47,6 +47,7 @@ def test_every_default_passes_its_own_check(attribute: Any) -> None:
             parse({attribute.name: {key.name: value}}, BASE)
 
 
+NEVER = "must be a number, 86400 to 315360000, or 0 for never"
 TCP_PORT = "must be a whole number, 1 to 65535"
 
 
@@ -107,6 +108,8 @@ TCP_PORT = "must be a whole number, 1 to 65535"
         ("manager.database", "sqlite://", 'must be a URL, "sqlite:///PATH"'),
         ("manager.database", "sqlite:///", 'must be a URL, "sqlite:///PATH"'),
         ("manager.database", "sqlite:///:memory:", 'must be a URL, "sqlite:///PATH"'),
+        ("manager.silent_host_seconds", 3600, NEVER),
+        ("manager.retired_host_seconds", False, NEVER),
         ("eventlog.segment_bytes", 1, "must be a whole number, 1048576 to 4294967296"),
         ("eventlog.telemetry_cap_bytes", 1.5, "must be a whole number"),
         ("eventlog.min_free_bytes", -1, "must be a whole number, 0 to"),
@@ -138,6 +141,8 @@ def test_a_fault_is_named(name: str, value: object, reason: str) -> None:
         ("agentcenter.metrics_networks", ["2001:db8::/32", "192.0.2.7/32"]),
         ("discovery.members", ["localhost:1", "[::1]:65535"]),
         ("manager.tls_port", 6702),
+        ("manager.silent_host_seconds", 0),
+        ("manager.retired_host_seconds", 86400.5),
         ("eventlog.readers", ["kafka", "siem-2_a"]),
     ],
 )

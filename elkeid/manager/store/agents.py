@@ -488,7 +488,7 @@ def turn_offline(connection: Connection, ids: Iterable[str], fresh_since: float)
         rows = connection.execute(
             update(agent_beat)
             .where(
-                agent_beat.c.agent_id.in_(_locked(connection, some)),
+                agent_beat.c.agent_id.in_(lock_agents(connection, some)),
                 agent_beat.c.live,
                 agent_beat.c.last_heartbeat_time < fresh_since,
             )
@@ -510,7 +510,7 @@ def retire(connection: Connection, ids: Iterable[str]) -> int:
     """Note of agents that they were uninstalled, until they are heard again."""
     retired = 0
     for some in slices(ids):
-        locked = _locked(connection, some)
+        locked = lock_agents(connection, some)
         connection.execute(
             update(agent_beat).where(agent_beat.c.agent_id.in_(locked)).values(live=False)
         )
@@ -528,14 +528,14 @@ def unretire(connection: Connection, ids: Iterable[str]) -> None:
         connection.execute(
             update(agent)
             .where(
-                agent.c.agent_id.in_(_locked(connection, some)),
+                agent.c.agent_id.in_(lock_agents(connection, some)),
                 agent.c.agent_state == UNINSTALLED,
             )
             .values(agent_state=OFFLINE)
         )
 
 
-def _locked(connection: Connection, ids: Sequence[str]) -> list[str]:
+def lock_agents(connection: Connection, ids: Sequence[str]) -> list[str]:
     """Those of these agents that there are, held until the end, in the order that all take."""
     return list(
         connection.execute(
@@ -554,7 +554,7 @@ def disconnect(connection: Connection, source: Source, ids: Iterable[str]) -> in
     """Note that agents left an AC; those that another AC has reported since are not touched."""
     left = 0
     for some in slices(ids):
-        locked = _locked(connection, some)
+        locked = lock_agents(connection, some)
         gone = list(
             connection.execute(
                 update(agent)
@@ -576,6 +576,25 @@ def disconnect(connection: Connection, source: Source, ids: Iterable[str]) -> in
                 .values(raw_print=0, slow_print=0)
             )
     return left
+
+
+def on_gateways(connection: Connection, ids: Iterable[str]) -> set[str]:
+    """Those of these agents that an AC has: one that answers, of others nobody knows."""
+    found: set[str] = set()
+    for some in slices(ids):
+        query = (
+            select(agent.c.agent_id)
+            .join_from(
+                agent,
+                gateway,
+                (gateway.c.ip == agent.c.source_ip) & (gateway.c.port == agent.c.source_port),
+            )
+            .where(
+                agent.c.connected, gateway.c.answers, is_among(connection, agent.c.agent_id, some)
+            )
+        )
+        found.update(connection.execute(query).scalars())
+    return found
 
 
 def connected_to(connection: Connection, source: Source) -> list[str]:

@@ -18,7 +18,7 @@ from sqlalchemy import (
     select,
 )
 
-from elkeid.manager.store.agents import retire, unretire
+from elkeid.manager.store.agents import on_gateways, retire, unretire
 from elkeid.manager.store.schema import host_event, host_state
 from elkeid.manager.store.upsert import upsert
 
@@ -106,7 +106,7 @@ def retire_hosts(
     Returns:
         How many are now retired that were not, and how many are connected.
     """
-    connected = {each for each, state in host_states(connection, ids).items() if state.connected}
+    connected = on_gateways(connection, ids)
     gone = [each for each in ids if each not in connected]
     retire(connection, gone)
     states = host_states(connection, gone, locked=True)
