@@ -7,7 +7,7 @@ from twisted.logger import Logger
 
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.exports import Exports
-from elkeid.manager.roles import EVERY_USER
+from elkeid.manager.roles import AGENT_READERS, EVERY_USER
 from elkeid.manager.uploads import HashMissing, UploadRefused, Uploads
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import FileAnswer
@@ -17,6 +17,11 @@ from elkeid.web.routes import AuthKind, Call, MiB, Routes
 
 UPLOAD_BYTES = 320 * MiB
 """Body of an upload: 600 pieces of at most 512,000 bytes are the most that an agent sends."""
+
+_NOT_HERE = (
+    "there is no file of this name for this user; of several Managers only the one that took or "
+    "wrote a file has it"
+)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\Z")
 
@@ -81,17 +86,22 @@ class DownloadRoutes:
         summary="Download a file",
     )
     async def download(self, call: Call) -> object:
-        """404 for a name that there is not, and for an export that another user made."""
+        """404 for a name that there is not, or not here.
+
+        So are an export of another user, and a file of an agent for who may not see hosts in
+        detail: whether it is there is not told either.
+        """
         name, user = call.parts["name"], call.identity.user
         file: IO[bytes]
         if not _NAME.match(name):
-            raise NoSuchRoute("there is no file of this name")
-        if (uploaded := await self._uploads.open(name)) is not None:
+            raise NoSuchRoute(_NOT_HERE)
+        may_see = user.level in AGENT_READERS
+        if may_see and (uploaded := await self._uploads.open(name)) is not None:
             file, size = uploaded[0], uploaded[1].size
         elif (exported := await self._exports.open(name, user.id, user.level)) is not None:
             file, size = exported[0], exported[1].size
         else:
-            raise NoSuchRoute("there is no file of this name")
+            raise NoSuchRoute(_NOT_HERE)
         return FileAnswer(
             file,
             size,

@@ -2,6 +2,11 @@
 
 A file is written under a name of its own, told to the disk, noted in the database and only then
 given its name; what a crash leaves of that order is put right at the next start.
+
+Of several Managers each has a folder of its own, and they share the names: a file is served by the
+Manager that took it, and whoever removes a name leaves the others' files to them.
+
+Source: docs/protocol.md, "Manager API", "For AgentCenters".
 """
 
 import os
@@ -67,6 +72,7 @@ class Uploads:
         self.folder, self._store, self._threads = folder, store, threads
         self._wall, self._quota = wall, quota
         self._under_way = 0  # bytes of bodies that are being stored
+        self._nameless: set[str] = set()  # that lay here at the last look
 
     async def start(self) -> None:
         """Make the folder, and put right what a crash has left."""
@@ -79,20 +85,40 @@ class Uploads:
             if path.name not in names:
                 self.log.info("{path} was never finished: removed", path=str(path))
                 path.unlink()
-        for name in names:
-            if not (self.folder / name).exists():
-                self.log.error("{path} is missing", path=str(self.folder / name))
+        missing = sum(not (self.folder / name).exists() for name in names)
+        if missing:
+            self.log.warn(
+                "{missing} of {count} files of agents are not in {folder}: other Managers have "
+                "them, or they are lost",
+                missing=missing,
+                count=len(names),
+                folder=str(self.folder),
+            )
 
     async def forget_some(self, before: float) -> bool:
         """Remove files that were stored before a time, in unix seconds; whether there may be more.
 
-        Names go first: a file without one is removed at the next start.
+        Names go first; in the end files go whose names another Manager has removed.
         """
         names = await self._store.read(old_uploads, before, FORGOTTEN_AT_ONCE)
         if names:
             await self._store.write(remove_uploads, names)
             await self._threads.run(self._remove_all, names)
-        return len(names) == FORGOTTEN_AT_ONCE
+        if len(names) == FORGOTTEN_AT_ONCE:
+            return True
+        await self._remove_nameless()
+        return False
+
+    async def _remove_nameless(self) -> None:
+        """Remove files that had no name at the last look either: a new one gets it in between."""
+        found = await self._threads.run(self._whole)
+        named = await self._store.read(upload_names) if found else set()
+        nameless = found - named
+        await self._threads.run(self._remove_all, sorted(nameless & self._nameless))
+        self._nameless = nameless - self._nameless
+
+    def _whole(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir() if path.suffix != PART}
 
     def _remove_all(self, names: list[str]) -> None:
         for name in names:
@@ -195,7 +221,10 @@ class Uploads:
         try:
             return await self._threads.run(_open, self.folder / found.name), found
         except FileNotFoundError:
-            self.log.error("{path} is missing", path=str(self.folder / found.name))
+            self.log.warn(
+                "{path} is not here: another Manager has it, or it is lost",
+                path=str(self.folder / found.name),
+            )
             return None
 
 

@@ -108,3 +108,21 @@ class UploadTests(SynchronousTestCase):
         left = network.run(manager.store.read(upload_names))
         self.assertEqual(left, {stored.name})
         self.assertEqual({each.name for each in manager.uploads.folder.iterdir()}, left)
+
+    def test_names_that_another_manager_removed(self) -> None:
+        """Their files go at the second look; one that gets its name in between stays."""
+        deployment = Deployment(upload_seconds=3600).start()
+        self.addCleanup(deployment.end)
+        manager, network = deployment.manager, deployment.network
+        folder = manager.uploads.folder
+        late = f"upload-{int(network.wall())}-{'b' * 32}.zip"
+        for name in ("upload-1-gone.zip", late, "0123.part"):
+            (folder / name).write_bytes(b"abc")
+        network.advance(PAUSE_SECONDS)
+        self.assertEqual(len(list(folder.iterdir())), 3)
+        now = int(network.wall() - PAUSE_SECONDS)
+        network.run(manager.store.write(add_upload, "b" * 32, "c" * 64, 3, now))
+        (folder / "upload-2-new.zip").write_bytes(b"abc")
+        network.advance(PAUSE_SECONDS)
+        left = {late, "upload-2-new.zip", "0123.part"}
+        self.assertEqual({each.name for each in folder.iterdir()}, left)

@@ -82,7 +82,7 @@ class _Case(SynchronousTestCase):
 
 class UploadTests(_Case):
     def test_there_and_back(self) -> None:
-        """What came is what any user gets, whichever part of the form was first."""
+        """What came is what users get, whichever part of the form was first."""
         for file_first, content in [(True, b"PK\3\4" + bytes(range(256)) * 900), (False, b"")]:
             name = self.stored(content, file_first=file_first)
             self.assertEqual(name, f"upload-{NOW}-{digest(content)}.zip")
@@ -103,6 +103,16 @@ class UploadTests(_Case):
         token = self.deployment.login()
         for other in ("upload-1-x.zip", "..%2Fmanager.db", "../manager.db", "%00", "a" * 300):
             self.assertEqual(self.download(other, token).status, 404, other)
+
+    def test_who_may_not_see_hosts(self) -> None:
+        """Levels without hosts in detail get no agent's file, nor hear whether there is one."""
+        name = self.stored(b"/etc/shadow")
+        for level in range(9):
+            token = self.deployment.add_user(f"u{level}", level)
+            status, other = self.download(name, token).status, self.download("other.zip", token)
+            self.assertEqual(status, 404 if level in (4, 5) else 200)
+            if level in (4, 5):
+                self.assertEqual(self.download(name, token).json, other.json)
 
     def test_the_same_content_keeps_its_name(self) -> None:
         """Sent again, it takes no more room; the hash alone finds it."""
