@@ -350,6 +350,8 @@ class ManagerSettings:
     password_history: int = _number(5, 0, 24)  # last passwords that cannot be set again
     password_seconds: float = _seconds(0, 0, 10 * 365 * 86400)  # its longest life; 0: endless
     require_old_password: bool = field(default=False, validator=boolean)
+    change_rate: float = _seconds(1, 0.1, 1000)  # changes a second of one user, sustained
+    change_burst: float = _seconds(600, 10, 100_000)  # at once
     audit_seconds: float = _seconds(2 * 365 * 86400, 86400, 100 * 365 * 86400)
     audit_syslog: str | None = field(default=None, validator=syslog_url)
     offline_seconds: float = _seconds(600, 60, 86400)  # silence after which an agent is offline

@@ -18,6 +18,7 @@ from attrs import evolve
 from sqlalchemy import Connection
 from twisted.logger import Logger
 
+from elkeid.config import ManagerSettings
 from elkeid.errors import StoreError
 from elkeid.manager.store.audit import (
     CALL,
@@ -29,11 +30,12 @@ from elkeid.manager.store.audit import (
     append,
     remove_before,
 )
-from elkeid.manager.store.store import Store
+from elkeid.manager.store.store import Store, StoreBusy
 from elkeid.manager.store.users import User
 from elkeid.metrics import ManagerMetrics
 from elkeid.web.answers import Answer
 from elkeid.web.rates import AddressRates
+from elkeid.web.refusals import ParameterInvalid
 from elkeid.web.routes import AuthKind, Call
 
 P = ParamSpec("P")
@@ -61,6 +63,12 @@ REFUSED_BURST = 60.0
 PRUNE_SLICE = 2_000
 """Entries removed in one transaction, some 20 ms."""
 
+SPARE_RATE = 1 / 60
+"""Changes a second of a token whose user is at the limit: another token of the user may spend all,
+and whoever notices must be able to end it."""
+
+SPARE_BURST = 5.0
+
 _SECRET = re.compile(r"passw|secret|token|otp|captcha|credential|private|kubeconfig", re.IGNORECASE)
 _IDS = frozenset(
     {
@@ -83,6 +91,7 @@ class AuditLog:
         store: open.
         wall: seconds since the epoch.
         metrics: counts.
+        settings: of the Manager.
         tell: called with every new head.
     """
 
@@ -94,12 +103,15 @@ class AuditLog:
         wall: Callable[[], float],
         metrics: ManagerMetrics,
         *,
+        settings: ManagerSettings,
         tell: Callable[[Head], None],
     ) -> None:
         self._store, self._wall, self._metrics = store, wall, metrics
         self._tell = tell
         self._refusals = AddressRates(REFUSED_RATE, REFUSED_BURST, wall)
         self._left_out = 0
+        self._changes = AddressRates(settings.change_rate, settings.change_burst, wall)
+        self._spare = AddressRates(SPARE_RATE, SPARE_BURST, wall)
 
     def entry(self, kind: str, **values: Any) -> Entry:
         """An entry of now; texts are made such that every database takes them."""
@@ -163,9 +175,14 @@ class AuditLog:
 
         Raises:
             AuditFailed: it must not be carried out.
+            StoreBusy: nor may more than so many of one user.
         """
         if call.route is None or call.route.auth is not AuthKind.TOKEN:
             return None
+        identity = call.identity
+        if not (self._changes.take(str(identity.user.id)) or self._spare.take(identity.token_hash)):
+            self._metrics.audit.labels("held_back").inc()
+            raise StoreBusy("too many changes by one user (manager.change_rate); try again later")
         objects, body = described(call)
         entry = self.call_entry(CALL, call, call.identity.user, objects=objects, body=body)
         head = await self.write(entry)
@@ -244,7 +261,11 @@ def clean(text: object, limit: int) -> str:
 
 
 def described(call: Call) -> tuple[tuple[str, ...], str]:
-    """The ids that a request names, and its content without secrets."""
+    """The ids that a request names, and its content without secrets.
+
+    Of a query or a body there is what its schema knows: the rest was ignored, as was all of what
+    does not fit the schema.
+    """
     shown: dict[str, Any] = {}
     objects = [clean(part, OBJECT_CHARACTERS) for part in call.parts.values()]
     if call.raw_query:
@@ -252,17 +273,19 @@ def described(call: Call) -> tuple[tuple[str, ...], str]:
             pairs = parse_qsl(call.raw_query[:BODY_CHARACTERS].decode("latin-1"), True)
         except ValueError:
             pairs = []
-        query = dict(pairs)
-        shown["query"] = without_secrets(query)
-        objects += objects_of(query)
+        schema = None if call.route is None else call.route.query
+        known = () if schema is None else schema.struct.__struct_encode_fields__
+        if query := {name: value for name, value in pairs if name in known}:
+            shown["query"] = without_secrets(query)
+            objects += objects_of(query)
     if call.spool is not None:
         shown["bytes"] = call.spool.tell()
     elif len(call.raw_body) > PARSED_BYTES:
         shown["bytes"], shown["sha256"] = len(call.raw_body), sha256(call.raw_body).hexdigest()
     elif call.raw_body:
         try:
-            body = msgspec.json.decode(call.raw_body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            body = _known_body(call)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ParameterInvalid):
             shown["bytes"] = len(call.raw_body)
         else:
             shown["body"] = without_secrets(body)
@@ -274,6 +297,14 @@ def described(call: Call) -> tuple[tuple[str, ...], str]:
         digest = sha256(text.encode()).hexdigest()
         text = f"{text[:BODY_CHARACTERS]}... {len(text)} characters, sha256 {digest}"
     return tuple(objects[:OBJECTS]), clean(text, BODY_CHARACTERS + 200)
+
+
+def _known_body(call: Call) -> Any:
+    schema = None if call.route is None else call.route.body
+    if schema is None:
+        raise ParameterInvalid("body: of no use")
+    schema.decode(call.raw_body)
+    return schema.known(msgspec.json.decode(call.raw_body))
 
 
 def without_secrets(value: Any, depth: int = 0) -> Any:

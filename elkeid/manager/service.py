@@ -239,6 +239,7 @@ class ManagerRole:
             store,
             wall,
             self.metrics,
+            settings=manager,
             tell=(lambda head: None) if self.syslog is None else self.syslog.tell,
         )
         passwords = Passwords(threads, hasher)

@@ -77,6 +77,7 @@ class BodySchema:
     def __init__(self, kind: Any) -> None:
         self.kind = kind
         self._decoder = msgspec.json.Decoder(kind)
+        self._shape = msgspec.inspect.type_info(kind)
 
     def decode(self, raw: bytes) -> Any:
         """Decode a body; `ParameterInvalid` names the field."""
@@ -88,3 +89,38 @@ class BodySchema:
             raise ParameterInvalid("body: not UTF-8") from error
         except RecursionError as error:
             raise ParameterInvalid("body: nested too deeply") from error
+
+    def known(self, value: Any) -> Any:
+        """A valid body, as plain JSON values, without the fields that are ignored."""
+        return _known(value, self._shape)
+
+
+def _known(value: Any, shape: msgspec.inspect.Type) -> Any:
+    if isinstance(shape, msgspec.inspect.Metadata):
+        return _known(value, shape.type)
+    if isinstance(shape, msgspec.inspect.UnionType):
+        kinds = _CONTAINERS.get(type(value), ())
+        fitting = [each for each in map(_plain, shape.types) if isinstance(each, kinds)]
+        return _known(value, fitting[0]) if len(fitting) == 1 else value
+    if isinstance(shape, msgspec.inspect.StructType) and isinstance(value, dict):
+        return {
+            field.encode_name: _known(value[field.encode_name], field.type)
+            for field in shape.fields
+            if field.encode_name in value
+        }
+    if isinstance(shape, msgspec.inspect.ListType) and isinstance(value, list):
+        return [_known(each, shape.item_type) for each in value]
+    if isinstance(shape, msgspec.inspect.DictType) and isinstance(value, dict):
+        return {key: _known(each, shape.value_type) for key, each in value.items()}
+    return value
+
+
+def _plain(shape: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    return shape.type if isinstance(shape, msgspec.inspect.Metadata) else shape
+
+
+_CONTAINERS: dict[type, tuple[type[msgspec.inspect.Type], ...]] = {
+    dict: (msgspec.inspect.StructType, msgspec.inspect.DictType),
+    list: (msgspec.inspect.ListType,),
+}
+"""What a JSON value can be of a union."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
@@ -22,6 +22,7 @@ from elkeid.manager.audit import (
     OBJECTS,
     PARSED_BYTES,
     REFUSED_BURST,
+    SPARE_BURST,
     clean,
     described,
     without_secrets,
@@ -42,7 +43,7 @@ from elkeid.manager.store.engine import Database
 from elkeid.manager.store.schema import audit, audit_head
 from elkeid.manager.store.store import StoreFailed
 from elkeid.manager.syslog import SEND_SECONDS
-from elkeid.web.routes import Call
+from elkeid.web.routes import Call, Routes
 from tests.web.memory import NOW
 
 from .deployment import PASSWORD, Deployment
@@ -66,7 +67,7 @@ def chain(database: Database, count: int, begin: int = 0) -> None:
 
 
 class ApiCase(Case):
-    settings = {"audit_seconds": DAY}  # noqa: RUF012
+    settings = {"audit_seconds": DAY, "change_burst": 20}  # noqa: RUF012
 
     def setUp(self) -> None:
         super().setUp()
@@ -172,6 +173,29 @@ class ContentTests(ApiCase):
         self.assertIn("10 refused calls were left out", self.newest()["note"])
         metrics = self.call("GET", "/metrics").text.decode()
         self.assertIn('elkeid_manager_audit_total{outcome="left_out"} 10.0', metrics)
+
+    def test_a_flood_of_changes(self) -> None:
+        """It does not fill the log: beyond a rate nothing is done for a user, so nothing written.
+
+        Another token of the user has a few calls left, to end the one that floods.
+        """
+        revoke = "/api/v1/user/revoke"
+        spare = self.deployment.add_user("alice", 5)
+        token = self.deployment.login("alice", PASSWORD)
+        before = self.newest()["seq"]
+        body = {"id": "0", "pad": "x" * 4000}
+        answers = [self.call("POST", revoke, body, token=token).json["code"] for _ in range(30)]
+        done = 20 + int(SPARE_BURST)
+        self.assertEqual(answers, [0] * done + [7] * (30 - done))
+        rows = self.shown("?page_size=100")
+        self.assertEqual(self.newest()["seq"], before + 2 * done - 1)  # outcomes have theirs
+        self.assertEqual(rows[0]["body"], '{"body":{"id":"0"}}')
+        metrics = self.call("GET", "/metrics").text.decode()
+        self.assertIn(f'elkeid_manager_audit_total{{outcome="held_back"}} {30.0 - done}', metrics)
+        self.assertEqual(self.call("GET", "/api/v1/user/info", token=token).status, 200)  # a read
+        self.assertEqual(self.call("POST", revoke, {}, token=spare).data["count"], 1)
+        self.assertEqual(self.call("GET", "/api/v1/user/info", token=token).status, 401)
+        self.assertEqual(self.call("POST", revoke, body, token=self.admin).data["count"], 0)
 
     def test_the_first_start(self) -> None:
         """The first entry tells of the first administrator."""
@@ -303,12 +327,84 @@ class SyslogTests(SynchronousTestCase):
             self.assertEqual(said, f"{head['seq']}:{head['hash']}")
 
 
+class Inner(msgspec.Struct):
+    """Part of a body."""
+
+    a: int = 0
+    b: dict[str, Any] = {}
+
+
+class Outer(msgspec.Struct):
+    """A body of fields that are known."""
+
+    name: str = ""
+    one: Inner | None = None
+    many: Annotated[list[Inner], msgspec.Meta(max_length=3)] | None = None
+    free: Any = None
+
+
+class Asked(msgspec.Struct):
+    """A query."""
+
+    page: int = 1
+    token: str = ""
+
+
+class Described:
+    """Routes that calls to describe are for."""
+
+    routes = Routes("/x")
+
+    @routes.post("/any", query=Asked, body=Any, summary="anything")
+    async def anything(self, call: Call) -> object:
+        """Nothing."""
+
+    @routes.post("/known", body=Outer, summary="what is known")
+    async def known(self, call: Call) -> object:
+        """Nothing."""
+
+    @routes.post("/none", summary="no body")
+    async def none(self, call: Call) -> object:
+        """Nothing."""
+
+
 class DescriptionTests(SynchronousTestCase):
-    def call(self, body: bytes, query: bytes = b"", **parts: str) -> Call:
+    def call(self, body: bytes, query: bytes = b"", route: int = 0, **parts: str) -> Call:
         """A request."""
         call = Call("POST", b"/x", query, Headers(), "10.0.0.1", raw_body=body)
-        call.parts = parts
+        call.parts, call.route = parts, Described.routes.declared[route]
         return call
+
+    def test_what_is_ignored_is_left_out(self) -> None:
+        """Fields that a route does not know are not in its entries, at any depth."""
+        inner = {"a": 1, "b": {"kept": [1]}, "pad": "x"}
+        body = {
+            "name": "n",
+            "one": inner,
+            "many": [inner],
+            "free": {"kept": 1},
+            "pad": "x",
+            "id": 7,
+        }
+        objects, text = described(self.call(msgspec.json.encode(body), b"page=2&pad=x", 1))
+        kept = {"a": 1, "b": {"kept": [1]}}
+        self.assertEqual(
+            msgspec.json.decode(text),
+            {"body": {"name": "n", "one": kept, "many": [kept], "free": {"kept": 1}}},
+        )
+        self.assertEqual(objects, ("n",))
+        _, text = described(self.call(b"", b"page=2&pad=x"))
+        self.assertEqual(msgspec.json.decode(text), {"query": {"page": "2"}})
+
+    def test_what_cannot_be_used_is_left_out(self) -> None:
+        """Of a body that its route refuses, or does not read, the size is kept."""
+        for route, body in (
+            (1, b'{"name":7}'),
+            (1, b'{"many":[{},{},{},{}]}'),
+            (2, b'{"name":"n"}'),
+        ):
+            _, text = described(self.call(body, route=route))
+            self.assertEqual(msgspec.json.decode(text), {"bytes": len(body)})
 
     def test_secrets(self) -> None:
         """They are hidden at any depth, in the query too."""
