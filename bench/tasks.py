@@ -1,15 +1,19 @@
 """A task on 100,000 simulated agents, without a wire: created, and driven to its end.
 
-    python -m bench.tasks [--agents 100000] [--concurrence 999] [--postgres]
+    python -m bench.tasks [--agents 100000] [--concurrence 999] [--postgres] [--ids]
 
 Everything but the AgentCenters is real: the engine, its threads, the database. A command is
 taken in the next reactor turn, and its agent answers at once; results come in batches of 100, as
 gateways send them. Before the figures stand the targets and the machine's yardstick. A run counts
 only if every subtask has succeeded and the counters agree with the rows.
+
+With ``--ids`` the task names as many agents one by one as it may, at most 200,000: those there
+are, and unknown ones. Its body is decoded in the reactor, as the API does.
 """
 
 import argparse
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -17,6 +21,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -37,9 +42,11 @@ from elkeid.manager.store.backends import make_database
 from elkeid.manager.store.schema import subtask, task
 from elkeid.manager.store.store import THREADS, PoolThreads, Store
 from elkeid.manager.store.task_work import Verdict
-from elkeid.manager.task_selection import Selection
+from elkeid.manager.task_bodies import CreateTask
+from elkeid.manager.task_selection import IDS_LIMIT, Selection
 from elkeid.manager.task_sending import Sent
 from elkeid.manager.tasks import PLUGIN_TASK, Tasks, Wanted, make_tasks
+from elkeid.web.schemas import BodySchema
 
 CREATE_SECONDS = 10.0  # target for all agents
 SUBTASKS_RATE = 2_000.0  # target, subtasks a second from the run to the end
@@ -109,7 +116,15 @@ async def finished(store: Store, agents: Agents, task_id: str) -> Any:
         await deferLater(reactor, 0.1)
 
 
-async def measure(url: str, count: int, concurrence: int) -> None:
+def named(count: int) -> bytes:
+    """A body that names all agents one by one, in no order, and unknown ones for the rest."""
+    ids = [f"agent-{number:07}" for number in range(count)]
+    ids += [str(uuid4()) for _ in range(IDS_LIMIT - count)]
+    random.Random(7).shuffle(ids)
+    return msgspec.json.encode({"data": {"task": SPEC}, "id_list": ids[:IDS_LIMIT]})
+
+
+async def measure(url: str, count: int, concurrence: int, ids: bool) -> None:
     """One run."""
     pool = ThreadPool(0, THREADS, "store")
     pool.start()
@@ -123,7 +138,7 @@ async def measure(url: str, count: int, concurrence: int) -> None:
     try:
         await fill(store, count)
         engine.start()
-        await drive(store, engine, tasks, agents, (count, concurrence))
+        await drive(store, engine, tasks, agents, (count, concurrence, ids))
     finally:
         await engine.stop()
         await store.close()
@@ -131,19 +146,22 @@ async def measure(url: str, count: int, concurrence: int) -> None:
 
 
 async def drive(
-    store: Store, engine: Any, tasks: Tasks, agents: Agents, size: tuple[int, int]
+    store: Store, engine: Any, tasks: Tasks, agents: Agents, size: tuple[int, int, bool]
 ) -> None:
     """Create, run, wait, check, print."""
-    count, concurrence = size
+    count, concurrence, ids = size
+    body, schema = named(count) if ids else b"", BodySchema(CreateTask)
     lateness = LatenessMonitor(reactor, time.monotonic)
     keeper = Keeper(reactor)  # as in every process of ours
     keeper.start()
     lateness.start()
+    await deferLater(reactor, 0.1)
     began, cpu = time.monotonic(), time.process_time()
+    selection = Selection(id_list=schema.decode(body).id_list) if ids else Selection(all=True)
     wanted = Wanted(
         task_type=PLUGIN_TASK,
         data={"task": SPEC},
-        selection=Selection(all=True),
+        selection=selection,
         user="admin",
     )
     created = await tasks.create(wanted)
@@ -159,6 +177,7 @@ async def drive(
     while await store.read(preparing):
         await deferLater(reactor, 0.02)
     creation = time.monotonic() - began
+    creation_worst = lateness.worst
     began = time.monotonic()
     await tasks.run(created.task_id, percent=1.0, count=None, concurrence=concurrence)
     row = await finished(store, agents, created.task_id)
@@ -175,7 +194,8 @@ async def drive(
         raise InvalidRun(f"not every subtask succeeded: {row}")
     print(
         f"  created: answered in {answered:.2f} s, whole in {creation:.2f} s "
-        f"(target {CREATE_SECONDS:g})\n"
+        f"(target {CREATE_SECONDS:g}), "
+        f"reactor late by at most {creation_worst * 1000:.0f} ms meanwhile\n"
         f"  driven to its end: {took:.1f} s, {count / took:.0f} subtasks/s "
         f"(target {SUBTASKS_RATE:g})\n"
         f"  CPU {cpu / count * 1e6:.0f} us a subtask, both together; reactor late by at most "
@@ -183,23 +203,24 @@ async def drive(
     )
 
 
-async def main(_: Any, count: int, concurrence: int, postgres: bool) -> None:
+async def main(_: Any, count: int, concurrence: int, postgres: bool, ids: bool) -> None:
     """On each database that was asked for."""
     print(
-        f"{count} agents, concurrence {concurrence}; yardstick {yardstick():.2f} s "
+        f"{count} agents{', named one by one' if ids else ''}, concurrence {concurrence}; "
+        f"yardstick {yardstick():.2f} s "
         f"(reference {REFERENCE_YARDSTICK}), load {os.getloadavg()[0]:.1f}"
     )
     folder = Path(tempfile.mkdtemp())
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         print("SQLite")
-        await measure(f"sqlite:///{folder / 'manager.db'}", count, concurrence)
+        await measure(f"sqlite:///{folder / 'manager.db'}", count, concurrence, ids)
         if postgres:
             from tests.integration.postgres import own_postgres  # noqa: PLC0415
 
             print("PostgreSQL")
             server = stack.enter_context(own_postgres(fsync="on"))
-            await measure(server.url(server.new_database()), count, concurrence)
+            await measure(server.url(server.new_database()), count, concurrence, ids)
 
 
 if __name__ == "__main__":
@@ -207,10 +228,15 @@ if __name__ == "__main__":
     parser.add_argument("--agents", type=int, default=100_000)
     parser.add_argument("--concurrence", type=int, default=999)
     parser.add_argument("--postgres", action="store_true", help="on a server of its own, too")
+    parser.add_argument("--ids", action="store_true", help="name the agents one by one")
     given = parser.parse_args()
+    if given.ids and given.agents > IDS_LIMIT:
+        parser.error(f"--ids: at most {IDS_LIMIT} agents")
 
     def begin(clock: Any) -> Any:
         """For `react`."""
-        return Deferred.fromCoroutine(main(clock, given.agents, given.concurrence, given.postgres))
+        return Deferred.fromCoroutine(
+            main(clock, given.agents, given.concurrence, given.postgres, given.ids)
+        )
 
     react(begin, [])

@@ -24,6 +24,7 @@ from elkeid.discovery.loops import Outage
 from elkeid.errors import StoreError
 from elkeid.manager.filter import FilterError
 from elkeid.manager.store.store import Store
+from elkeid.manager.store.task_hosts import Choices, Chosen
 from elkeid.manager.store.task_lists import body_of, rows_of, task_data
 from elkeid.manager.store.task_rows import CANCELLED, RUNNING
 from elkeid.manager.store.task_work import (
@@ -47,11 +48,8 @@ from elkeid.manager.store.tasks import (
     SLICE,
     add_subtasks,
     cancel_subtasks,
-    preparing,
-    selected_after,
 )
 from elkeid.manager.task_progress import Listener, Progress
-from elkeid.manager.task_selection import Selection, test_of
 from elkeid.manager.task_sending import Sender
 from elkeid.metrics import TaskMetrics
 
@@ -166,6 +164,7 @@ class TaskEngine:
         self._workers: dict[int, _Worker] = {}
         self._slices: dict[str, _Slice] = {}
         self._data: OrderedDict[int, Any] = OrderedDict()
+        self._choices = Choices()
         self._progress = Progress()
         self._timer: IDelayedCall | None = None
         self._looking = False
@@ -224,16 +223,18 @@ class TaskEngine:
         """
         return self._progress.follow(listener)
 
-    async def prepare(self, number: int, seconds: float) -> bool:
+    async def prepare(self, number: int, seconds: float, chosen: Chosen) -> bool:
         """Select a task's hosts for a while.
 
         Args:
             number: the task's.
             seconds: then the rest is left to the engine.
+            chosen: whom the task is for.
 
         Returns:
             Whether they are all selected.
         """
+        self._choices.keep(number, chosen)
         end = self._clock.seconds() + seconds
         while await self._prepare_next(number):
             if self._clock.seconds() >= end:
@@ -351,25 +352,26 @@ class TaskEngine:
 
     async def _prepare_next(self, number: int) -> bool:
         """Give a task its next hosts; says whether there may be more to give."""
-        state = await self._store.read(preparing, number)
-        if state is None:
-            return False
         try:
-            test = test_of(msgspec.json.decode(state.selection, type=Selection))
+            found = await self._store.read(self._choices.next_hosts, number, SLICE)
         except (FilterError, msgspec.MsgspecError):
             self.log.failure("task {number}: its selection cannot be read", number=number)
-            test = None
-        ids = await self._store.read(selected_after, test, state.after, SLICE)
-        last = len(ids) < SLICE
+            self._choices.keep(number, Chosen((), None))
+            return True
+        if found is None:
+            return False
+        last = len(found.ids) < SLICE
         await self._store.write(
             add_subtasks,
             number,
-            state.after,
-            ids,
+            found.after,
+            found.ids,
             self._wall(),
             last=last,
             approval_hosts=self._settings.approval_hosts,
         )
+        if last:
+            self._choices.drop(number)
         return not last
 
     # --- sending

@@ -1,4 +1,4 @@
-"""Whom a task is for: tag, ids and filter of v1, ids or conditions of v6, as one test on agents.
+"""Whom a task is for: tag, ids and filter of v1, ids or conditions of v6.
 
 What selects nobody in particular selects nobody at all: a whole fleet, without the hosts that are
 retired, is meant only by ``"all": true``.
@@ -37,8 +37,8 @@ class Selection(msgspec.Struct, omit_defaults=True):
     conditions: HostConditions | None = None
 
 
-def test_of(selection: Selection) -> Test | None:
-    """The test that selected agents satisfy; None selects nobody.
+def others_of(selection: Selection) -> Test | None:
+    """The test that selected hosts satisfy which are not named one by one; None for no others.
 
     Raises:
         FilterError: the filter cannot be used.
@@ -47,8 +47,6 @@ def test_of(selection: Selection) -> Test | None:
     ways: list[Test] = []
     if selection.tag:
         ways.append(IsIn(Path(("tags",)), (selection.tag,)))
-    if selection.id_list:
-        ways.append(IsIn(Path(("agent_id",)), tuple(dict.fromkeys(selection.id_list))))
     if wanted != EVERYTHING:
         ways.append(wanted)
     common = conditions_or_all(selection.conditions, selection.all)

@@ -16,9 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from elkeid.config import ManagerSettings
 from elkeid.manager.codes import PARAM_INVALID, UNKNOWN_ERROR
 from elkeid.manager.documents import Source
-from elkeid.manager.filter import Every, IsIn, Path
+from elkeid.manager.filter import IsIn, Path
 from elkeid.manager.store.results import issue_tokens
 from elkeid.manager.store.store import Store
+from elkeid.manager.store.task_hosts import choose, presence_of
 from elkeid.manager.store.task_lists import body_of, whereabouts
 from elkeid.manager.store.task_retention import forget_some
 from elkeid.manager.store.task_work import (
@@ -39,7 +40,6 @@ from elkeid.manager.store.tasks import (
     Quick,
     Run,
     cancel_task,
-    count_selected,
     create_quick,
     create_task,
     decide_approval,
@@ -50,7 +50,7 @@ from elkeid.manager.store.tasks import (
 )
 from elkeid.manager.task_bodies import CONCURRENCE_LIMIT, Created
 from elkeid.manager.task_engine import LEASE_SECONDS, EngineSettings, TaskEngine
-from elkeid.manager.task_selection import Selection, test_of
+from elkeid.manager.task_selection import Selection
 from elkeid.manager.task_sending import Sender, Sent
 from elkeid.metrics import TaskMetrics
 from elkeid.web.refusals import CodedRefusal, ParameterInvalid
@@ -65,6 +65,8 @@ REBOOT: Final = 1060
 """Data type of a task that makes an agent exit, to be started again; it answers nothing."""
 
 REBOOT_ACTIONS: Final = frozenset({"reboot_agent", "agt_reboot"})
+
+ONLINE: Final = IsIn(Path(("agent_state",)), ("running", "abnormal"))
 
 PREPARE_SECONDS: Final = 1.0
 """Of selecting before the answer: small tasks can be run as soon as they are created."""
@@ -130,25 +132,21 @@ class Tasks:
         Raises:
             FilterError: the filter cannot be used.
         """
-        test = test_of(wanted.selection)
-        count = await self._store.search(count_selected, test)
+        chosen, count = await self._store.search(choose, wanted.selection)
         needs_approval = self._uploads(wanted.data) or (0 < self._defaults.approval_hosts < count)
         new = self._new(wanted, WAITING if needs_approval else "")
         number, task_id = await self._store.write(create_task, new, self._wall())
-        if not await self._engine.prepare(number, PREPARE_SECONDS):
+        if not await self._engine.prepare(number, PREPARE_SECONDS, chosen):
             self._engine.wake()
         return Created(task_id, count, new.approval)
 
     async def presence(self, selection: Selection) -> tuple[int, int]:
-        """How many hosts are selected, unknown ids too, and how many of them are not offline."""
-        test = test_of(selection)
-        if test is None:
-            return 0, 0
-        online = Every((test, IsIn(Path(("agent_state",)), ("running", "abnormal"))))
-        there = await self._store.search(count_selected, online)
-        if selection.id_list:
-            return len(set(selection.id_list)), there
-        return await self._store.search(count_selected, test), there
+        """How many hosts are selected, unknown ids too, and how many of them are not offline.
+
+        Raises:
+            FilterError: the filter cannot be used.
+        """
+        return await self._store.search(presence_of, selection, ONLINE)
 
     def _uploads(self, data: dict[str, Any]) -> bool:
         spec = data["task"]

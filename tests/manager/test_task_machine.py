@@ -26,6 +26,7 @@ from sqlalchemy import func, select, update
 
 from elkeid.manager.documents import Source
 from elkeid.manager.filter import EVERYTHING
+from elkeid.manager.store.agent_pages import ids_of_agents
 from elkeid.manager.store.agents import apply_reports
 from elkeid.manager.store.results import apply_results
 from elkeid.manager.store.schema import agent, subtask, task, task_job, task_resend
@@ -66,7 +67,6 @@ from elkeid.manager.store.tasks import (
     pause_task,
     resume_task,
     run_task,
-    selected_after,
 )
 
 from .stores import migrated, report
@@ -146,7 +146,7 @@ class Tasks(RuleBasedStateMachine):
         self.number, _ = self.write(create_task, new, self.now)
         after = ""
         while True:
-            ids = self.write(selected_after, EVERYTHING, after, 4)
+            ids = self.write(ids_of_agents, EVERYTHING, after, 4)
             last = len(ids) < 4
             added = self.write(
                 add_subtasks, self.number, after, ids, self.now, last=last, approval_hosts=0

@@ -9,8 +9,6 @@ import msgspec
 from attrs import frozen
 from sqlalchemy import Connection, insert, select
 
-from elkeid.manager.filter import Test
-from elkeid.manager.store.agent_pages import count_of_agents, ids_of_agents
 from elkeid.manager.store.schema import (
     subtask,
     task,
@@ -160,34 +158,6 @@ def create_quick(connection: Connection, new: NewTask, to: Quick, now: float) ->
     locked.move(None, RUNNING, 1)
     locked.save(connection)
     return number, task_id
-
-
-def count_selected(connection: Connection, test: Test | None) -> int:
-    """How many agents satisfy a test; None is satisfied by none."""
-    return 0 if test is None else count_of_agents(connection, test)
-
-
-def selected_after(connection: Connection, test: Test | None, after: str, limit: int) -> list[str]:
-    """The next agents that satisfy a test, by id."""
-    return [] if test is None else ids_of_agents(connection, test, after, limit)
-
-
-@frozen
-class Preparing:
-    """Where the selection of a task's hosts stands."""
-
-    selection: str  # JSON
-    after: str
-
-
-def preparing(connection: Connection, number: int) -> Preparing | None:
-    """The selection of a task, if it is not finished."""
-    row = connection.execute(
-        select(task.c.selected_upto, task_body.c.selection)
-        .join_from(task, task_body, task.c.number == task_body.c.task)
-        .where(task.c.number == number, task.c.selecting.is_(True))
-    ).first()
-    return None if row is None else Preparing(row.selection, row.selected_upto)
 
 
 def add_subtasks(
