@@ -126,7 +126,8 @@ def main() -> None:
             database = f'database = "{server.url(server.new_database())}"\n'
         (folder / "elkeid.toml").write_text(
             f"[agentcenter]\ngrpc_port = {grpc}\nhttp_port = {gateway}\n"
-            f"[discovery]\nport = {discovery}\n[manager]\nport = {manager}\n{database}"
+            f"[discovery]\nport = {discovery}\n[manager]\nport = {manager}\n"
+            f"change_rate = 1000\n{database}"
         )
         stack.enter_context(program(folder, "twistd", "-n", "--pidfile=", "elkeid"))
         end = time.monotonic() + START_SECONDS

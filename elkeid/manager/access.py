@@ -21,6 +21,7 @@ from elkeid.manager.store.logins import purge_failures
 from elkeid.manager.store.store import Store, Threads
 from elkeid.manager.store.tokens import (
     SessionRow,
+    extend_token,
     find_session,
     remove_tokens,
     sessions_of,
@@ -33,6 +34,11 @@ from elkeid.welcome import ADMIN, ADMIN_PASSWORD_FILE
 
 FLUSH_SECONDS = 30.0
 """Use of tokens is written so often; a crash shortens their lives by no more."""
+
+WRITE_AT_ONCE_SECONDS = 2 * FLUSH_SECONDS
+"""A use of a token whose stored life is shorter is written before it is answered: another Manager
+knows no other, and would end the token before the next writing. It also removes tokens so long
+after their stored end."""
 
 TOKEN_BYTES = 32
 """Random bytes of a token; only its SHA-256 is stored, which needs no salt then."""
@@ -181,8 +187,14 @@ class Access:
             raise TokenRefused("token: missing")
         if len(token) > TOKEN_CHARACTERS:
             raise TokenRefused("token: invalid or expired")
-        identity = await self._living(hash_of(token))
-        self._used[identity.token_hash] = self._wall() + self._settings.token_seconds
+        identity, stored_end = await self._living(hash_of(token))
+        now = self._wall()
+        self._used[identity.token_hash] = end = now + self._settings.token_seconds
+        if stored_end - now < WRITE_AT_ONCE_SECONDS and end - stored_end >= 1:
+            try:
+                await self._store.write(extend_token, identity.token_hash, end)
+            except StoreError:
+                self.log.warn("the use of a token could not be stored at once; trying on")
         return identity
 
     async def recheck(self, identity: Identity) -> Identity:
@@ -191,9 +203,9 @@ class Access:
         Raises:
             TokenRefused: the token has ended meanwhile.
         """
-        return await self._living(identity.token_hash)
+        return (await self._living(identity.token_hash))[0]
 
-    async def _living(self, token_hash: str) -> Identity:
+    async def _living(self, token_hash: str) -> tuple[Identity, float]:
         session = await self._store.read(find_session, token_hash)
         now = self._wall()
         if session is None:
@@ -202,7 +214,7 @@ class Access:
         expires_at = max(session.expires_at, self._used.get(token_hash, 0))
         if min(expires_at, session.created_at + self._settings.token_max_seconds) <= now:
             raise TokenRefused("token: invalid or expired", session.user)
-        return Identity(session.user, token_hash)
+        return Identity(session.user, token_hash), session.expires_at
 
     def must_change_password(self, user: User) -> bool:
         """Say whether a user's password has become too old."""
@@ -250,7 +262,12 @@ class Access:
         used, self._used = self._used, {}
         now, settings = self._wall(), self._settings
         try:
-            await self._store.write(slide_tokens, used, now, now - settings.token_max_seconds)
+            await self._store.write(
+                slide_tokens,
+                used,
+                now - WRITE_AT_ONCE_SECONDS,
+                now - settings.token_max_seconds,
+            )
             await self._store.write(purge_failures, int(now - settings.lockout_seconds))
         except Exception as error:  # a LoopingCall ends for good at the first one
             self._used = used | self._used  # next time

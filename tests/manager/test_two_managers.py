@@ -50,6 +50,24 @@ class TwoManagersTests(Case):
         with patch.object(self.deployment, "settings", self.second):
             return self.call(method, path, body, token=token)
 
+    def test_a_use_just_before_the_end(self) -> None:
+        """A token that was idle for long and used at one Manager lives on at the other."""
+        info, life = "/api/v1/user/info", self.first.manager.token_seconds
+        clock = self.deployment.network.clock
+        for left in (1, 29, 45):
+            token = self.deployment.login()
+            clock.advance(life - left)
+            self.assertEqual(self.call("GET", info, token=token).status, 200)
+            self.assertEqual(self.at_second("GET", info, token=token).status, 200)
+        idle = self.deployment.login()
+        clock.advance(life - 1)
+        self.assertEqual(self.call("GET", info, token=idle).status, 200)
+        self.deployment.network.advance(40, step=5)
+        self.assertEqual(self.at_second("GET", info, token=idle).status, 200)
+        clock.advance(life)
+        for ask in (self.call, self.at_second):
+            self.assertEqual(ask("GET", info, token=idle).status, 401)
+
     def test_tokens(self) -> None:
         """A token of one is good at the other, until somebody ends it at either."""
         alice = self.deployment.add_user("alice", 3)

@@ -210,7 +210,7 @@ class TokenTests(_Case):
     def test_expired_tokens_are_forgotten(self) -> None:
         """The database does not fill with tokens nobody uses."""
         self.deployment.login()
-        self.deployment.network.advance(700, step=30)
+        self.deployment.network.advance(760, step=30)
         count = self.deployment.network.run(
             self.deployment.manager.store.read(
                 lambda connection: connection.exec_driver_sql(

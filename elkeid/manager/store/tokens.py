@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from attrs import frozen
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from elkeid.manager.store.bulk import update_rows
 from elkeid.manager.store.schema import token, user
@@ -85,15 +85,24 @@ def remove_tokens(connection: Connection, hashes: Iterable[str]) -> None:
     connection.execute(delete(token).where(token.c.hash.in_(list(hashes))))
 
 
+def extend_token(connection: Connection, token_hash: str, expires_at: float) -> None:
+    """Store a later end of life, unix seconds."""
+    connection.execute(
+        update(token)
+        .where(token.c.hash == token_hash, token.c.expires_at < expires_at)
+        .values(expires_at=expires_at)
+    )
+
+
 def slide_tokens(
-    connection: Connection, expiries: Mapping[str, float], now: float, begun_after: float
+    connection: Connection, expiries: Mapping[str, float], ended_before: float, begun_after: float
 ) -> int:
     """Store new ends of life, and forget tokens that have expired.
 
     Args:
         connection: within a transaction.
         expiries: token hash -> unix seconds.
-        now: unix seconds.
+        ended_before: unix seconds; tokens whose life ended by then are forgotten.
         begun_after: unix seconds; older tokens have lived long enough.
 
     Returns:
@@ -102,5 +111,7 @@ def slide_tokens(
     rows = [{"hash": each, "expires_at": expiries[each]} for each in sorted(expiries)]
     update_rows(connection, token, rows, key="hash", columns=["expires_at"])
     return connection.execute(
-        delete(token).where((token.c.expires_at <= now) | (token.c.created_at <= begun_after))
+        delete(token).where(
+            (token.c.expires_at <= ended_before) | (token.c.created_at <= begun_after)
+        )
     ).rowcount
